@@ -67,22 +67,22 @@ def _check(result: int, *names: bytes) -> None:
 
 
 def mount(source: bytes, target: bytes, fstype: bytes, flags: int, data: bytes) -> None:
-    """Mount a filesystem, mount(2). `data` beyond one page is cut by the kernel without an error."""
+    """Mount a filesystem; the kernel cuts `data` beyond one page without an error (man 2 mount)."""
     _check(_libc.mount(source, target, fstype, flags, data), target)
 
 
 def umount(target: bytes, flags: int = 0) -> None:
-    """Unmount, umount2(2), with `flags` such as `MNT_DETACH`."""
+    """Unmount, with `flags` such as `MNT_DETACH` (man 2 umount2)."""
     _check(_libc.umount2(target, flags), target)
 
 
 def renameat2(src_fd: int, src: bytes, dst_fd: int, dst: bytes, flags: int = 0) -> None:
-    """Rename, renameat2(2); `flags` is 0, `RENAME_NOREPLACE` or `RENAME_EXCHANGE`."""
+    """Rename (man 2 renameat2); `flags` is 0, `RENAME_NOREPLACE` or `RENAME_EXCHANGE`."""
     _check(_libc.renameat2(src_fd, src, dst_fd, dst, flags), src)
 
 
 def syncfs(fd: int) -> None:
-    """Write the whole filesystem that holds `fd` to disk, syncfs(2)."""
+    """Write the whole filesystem that holds `fd` to disk (man 2 syncfs)."""
     _check(_libc.syncfs(fd))
 
 
