@@ -1,0 +1,1 @@
+"""Side-by-side measurements of unions on one machine, in one run; results are ratios."""
