@@ -18,8 +18,11 @@ __all__ = [
     "HostileArchiveError",
     "InvalidNameError",
     "LimitError",
+    "MissingParentError",
     "NotFoundError",
+    "ParentCycleError",
     "StoreError",
+    "TooDeepError",
     "UnionfsError",
     "UnsupportedError",
     "UsageError",
@@ -71,6 +74,18 @@ class BusyError(UnionfsError):
 
 class StoreError(UnionfsError):
     """A store entry is missing a part, or two parts contradict each other."""
+
+
+class MissingParentError(StoreError):
+    """An image names a parent that the store does not have."""
+
+
+class ParentCycleError(StoreError):
+    """Following the parents of an image leads back to an image already met."""
+
+
+class TooDeepError(StoreError):
+    """An image stands on more layers than the store is willing to follow."""
 
 
 class HostileArchiveError(UnionfsError):
