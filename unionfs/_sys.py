@@ -12,6 +12,11 @@ import os
 from typing import Final
 
 __all__ = [
+    "CLONE_NEWIPC",
+    "CLONE_NEWNET",
+    "CLONE_NEWNS",
+    "CLONE_NEWPID",
+    "CLONE_NEWUSER",
     "MNT_DETACH",
     "MS_BIND",
     "MS_NODEV",
@@ -23,10 +28,18 @@ __all__ = [
     "RENAME_EXCHANGE",
     "RENAME_NOREPLACE",
     "clone_file",
+    "close_from",
+    "die_with_parent",
+    "drop_bounding",
+    "make_read_only",
     "mount",
+    "open_in_root",
+    "pivot_root",
     "renameat2",
+    "set_dumpable",
     "syncfs",
     "umount",
+    "unshare",
 ]
 
 MS_RDONLY: Final = 0x1
@@ -37,6 +50,11 @@ MS_BIND: Final = 0x1000
 MS_REC: Final = 0x4000
 MS_PRIVATE: Final = 0x40000
 MNT_DETACH: Final = 0x2
+CLONE_NEWNS: Final = 0x00020000
+CLONE_NEWIPC: Final = 0x08000000
+CLONE_NEWUSER: Final = 0x10000000
+CLONE_NEWPID: Final = 0x20000000
+CLONE_NEWNET: Final = 0x40000000
 RENAME_NOREPLACE: Final = 0x1
 RENAME_EXCHANGE: Final = 0x2
 _FICLONE: Final = 0x40049409
@@ -89,3 +107,96 @@ def syncfs(fd: int) -> None:
 def clone_file(source_fd: int, target_fd: int) -> None:
     """Share the source's data blocks with the target (FICLONE, ioctl_ficlone(2))."""
     fcntl.ioctl(target_fd, _FICLONE, source_fd)
+
+
+# Namespaces and processes (unionfs.run). System calls from number 424 on have the same number
+# on every architecture; glibc has no function for the three below.
+_SYS_CLOSE_RANGE: Final = 436
+_SYS_OPENAT2: Final = 437
+_SYS_MOUNT_SETATTR: Final = 442
+_PR_SET_PDEATHSIG: Final = 1
+_PR_SET_DUMPABLE: Final = 4
+_PR_CAPBSET_DROP: Final = 24
+_AT_FDCWD: Final = -100
+_AT_RECURSIVE: Final = 0x8000
+_MOUNT_ATTR_RDONLY: Final = 0x1
+_RESOLVE_NO_MAGICLINKS: Final = 0x02
+_RESOLVE_IN_ROOT: Final = 0x10
+
+_libc.unshare.argtypes = (ctypes.c_int,)
+_libc.pivot_root.argtypes = (ctypes.c_char_p, ctypes.c_char_p)
+_libc.prctl.argtypes = (
+    ctypes.c_int,
+    ctypes.c_ulong,
+    ctypes.c_ulong,
+    ctypes.c_ulong,
+    ctypes.c_ulong,
+)
+_libc.syscall.restype = ctypes.c_long
+
+
+class _OpenHow(ctypes.Structure):
+    _fields_ = (
+        ("flags", ctypes.c_uint64),
+        ("mode", ctypes.c_uint64),
+        ("resolve", ctypes.c_uint64),
+    )
+
+
+class _MountAttr(ctypes.Structure):
+    _fields_ = (
+        ("attr_set", ctypes.c_uint64),
+        ("attr_clr", ctypes.c_uint64),
+        ("propagation", ctypes.c_uint64),
+        ("userns_fd", ctypes.c_uint64),
+    )
+
+
+def unshare(flags: int) -> None:
+    """Leave the namespaces named by `CLONE_NEW*` flags for new ones (man 2 unshare)."""
+    _check(_libc.unshare(flags))
+
+
+def pivot_root(new_root: bytes, put_old: bytes) -> None:
+    """Swap the root mount of this mount namespace (man 2 pivot_root)."""
+    _check(_libc.pivot_root(new_root, put_old), new_root)
+
+
+def die_with_parent(signal_number: int) -> None:
+    """Have the kernel send this process a signal when the parent thread ends (prctl(2))."""
+    _check(_libc.prctl(_PR_SET_PDEATHSIG, signal_number, 0, 0, 0))
+
+
+def set_dumpable(dumpable: bool) -> None:  # noqa: FBT001  # the kernel's own flag
+    """Allow or forbid others to look into this process through /proc and ptrace (prctl(2))."""
+    _check(_libc.prctl(_PR_SET_DUMPABLE, int(dumpable), 0, 0, 0))
+
+
+def drop_bounding(capability: int) -> None:
+    """Give up a capability for this process and all it will execute; EINVAL if there is none."""
+    _check(_libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0))
+
+
+def close_from(lowest: int) -> None:
+    """Close every descriptor from `lowest` on (man 2 close_range)."""
+    arguments = (ctypes.c_uint(lowest), ctypes.c_uint(2**32 - 1), ctypes.c_uint(0))
+    _check(_libc.syscall(ctypes.c_long(_SYS_CLOSE_RANGE), *arguments))
+
+
+def open_in_root(root_fd: int, path: bytes, flags: int) -> int:
+    """Open `path` with `root_fd` as the root of all its links; no magic links (man 2 openat2)."""
+    how = _OpenHow(flags | os.O_CLOEXEC, 0, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS)
+    size = ctypes.c_size_t(ctypes.sizeof(how))
+    number = ctypes.c_long(_SYS_OPENAT2)
+    fd: int = _libc.syscall(number, ctypes.c_int(root_fd), path, ctypes.byref(how), size)
+    _check(fd, path)
+    return fd
+
+
+def make_read_only(target: bytes) -> None:
+    """Make a mount and all mounts below it read-only (man 2 mount_setattr, Linux 5.12)."""
+    attributes = _MountAttr(attr_set=_MOUNT_ATTR_RDONLY)
+    size = ctypes.c_size_t(ctypes.sizeof(attributes))
+    number, here = ctypes.c_long(_SYS_MOUNT_SETATTR), ctypes.c_int(_AT_FDCWD)
+    flags = ctypes.c_uint(_AT_RECURSIVE)
+    _check(_libc.syscall(number, here, target, flags, ctypes.byref(attributes), size), target)
