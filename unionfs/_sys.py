@@ -57,7 +57,23 @@ CLONE_NEWPID: Final = 0x20000000
 CLONE_NEWNET: Final = 0x40000000
 RENAME_NOREPLACE: Final = 0x1
 RENAME_EXCHANGE: Final = 0x2
+CLONE_FS: Final = 0x200
+CAP_DAC_READ_SEARCH: Final = 2
+CAP_SYS_MODULE: Final = 16
+CAP_SYS_ADMIN: Final = 21
 _FICLONE: Final = 0x40049409
+# The new mount API has one number per call on every architecture (but alpha).
+_SYS_MOVE_MOUNT: Final = 429
+_SYS_FSOPEN: Final = 430
+_SYS_FSCONFIG: Final = 431
+_SYS_FSMOUNT: Final = 432
+_CLOEXEC: Final = 1  # FSOPEN_CLOEXEC and FSMOUNT_CLOEXEC
+_FSCONFIG_SET_FLAG: Final = 0
+_FSCONFIG_SET_STRING: Final = 1
+_FSCONFIG_CMD_CREATE: Final = 6
+_MOVE_MOUNT_F_EMPTY_PATH: Final = 4
+_AT_FDCWD: Final = -100
+_MAX_HANDLE: Final = 128
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mount.argtypes = (
@@ -76,6 +92,25 @@ _libc.renameat2.argtypes = (
     ctypes.c_uint,
 )
 _libc.syncfs.argtypes = (ctypes.c_int,)
+_libc.unshare.argtypes = (ctypes.c_int,)
+_libc.syscall.restype = ctypes.c_long
+
+
+class _FileHandle(ctypes.Structure):
+    _fields_ = (
+        ("handle_bytes", ctypes.c_uint),
+        ("handle_type", ctypes.c_int),
+        ("f_handle", ctypes.c_ubyte * _MAX_HANDLE),
+    )
+
+
+_libc.name_to_handle_at.argtypes = (
+    ctypes.c_int,
+    ctypes.c_char_p,
+    ctypes.POINTER(_FileHandle),
+    ctypes.POINTER(ctypes.c_int),
+    ctypes.c_int,
+)
 
 
 def _check(result: int, *names: bytes) -> None:
@@ -123,7 +158,6 @@ _MOUNT_ATTR_RDONLY: Final = 0x1
 _RESOLVE_NO_MAGICLINKS: Final = 0x02
 _RESOLVE_IN_ROOT: Final = 0x10
 
-_libc.unshare.argtypes = (ctypes.c_int,)
 _libc.pivot_root.argtypes = (ctypes.c_char_p, ctypes.c_char_p)
 _libc.prctl.argtypes = (
     ctypes.c_int,
@@ -200,3 +234,58 @@ def make_read_only(target: bytes) -> None:
     number, here = ctypes.c_long(_SYS_MOUNT_SETATTR), ctypes.c_int(_AT_FDCWD)
     flags = ctypes.c_uint(_AT_RECURSIVE)
     _check(_libc.syscall(number, here, target, flags, ctypes.byref(attributes), size), target)
+
+
+def _syscall(number: int, *arguments: int | bytes | None) -> int:
+    values = [ctypes.c_long(a) if isinstance(a, int) else ctypes.c_char_p(a) for a in arguments]
+    result = int(_libc.syscall(ctypes.c_long(number), *values))
+    _check(result)
+    return result
+
+
+def fsopen(fstype: bytes) -> int:
+    """Return a new filesystem context (man 2 fsopen); ENODEV when the kernel has no such type."""
+    return _syscall(_SYS_FSOPEN, fstype, _CLOEXEC)
+
+
+def fsconfig_set(fd: int, key: bytes, value: bytes | None = None) -> None:
+    """Set an option of a filesystem context; the kernel takes values up to 255 bytes."""
+    command = _FSCONFIG_SET_FLAG if value is None else _FSCONFIG_SET_STRING
+    _syscall(_SYS_FSCONFIG, fd, command, key, value, 0)
+
+
+def fsconfig_create(fd: int) -> None:
+    """Make the superblock of a filesystem context."""
+    _syscall(_SYS_FSCONFIG, fd, _FSCONFIG_CMD_CREATE, None, None, 0)
+
+
+def fsmount(fd: int, attributes: int = 0) -> int:
+    """Return a descriptor of the mount of a context, attached nowhere (`MOUNT_ATTR_*` flags)."""
+    return _syscall(_SYS_FSMOUNT, fd, _CLOEXEC, attributes)
+
+
+def move_mount(fd: int, target: bytes) -> None:
+    """Attach a detached mount at `target` (man 2 move_mount)."""
+    _syscall(_SYS_MOVE_MOUNT, fd, b"", _AT_FDCWD, target, _MOVE_MOUNT_F_EMPTY_PATH)
+
+
+def file_handle(dirfd: int, name: bytes) -> tuple[int, bytes]:
+    """Return type and bytes of a file's handle, links not followed (man 2 name_to_handle_at).
+
+    EOPNOTSUPP where the filesystem has no handles.
+    """
+    handle = _FileHandle(_MAX_HANDLE, 0)
+    mount_id = ctypes.c_int()
+    _check(
+        _libc.name_to_handle_at(dirfd, name, ctypes.byref(handle), ctypes.byref(mount_id), 0), name
+    )
+    return handle.handle_type, bytes(handle.f_handle[: handle.handle_bytes])
+
+
+def has_capability(number: int) -> bool:
+    """Tell whether the caller holds a `CAP_*` capability, in its own user namespace."""
+    with open("/proc/self/status", "rb") as status:
+        for line in status:
+            if line.startswith(b"CapEff:"):
+                return bool(int(line[7:], 16) >> number & 1)
+    return False
