@@ -23,7 +23,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 import attrs
 
@@ -112,7 +112,7 @@ class _Layer:
                 member.pax_headers = overrides.get(member.name, {})
                 self._add(member, source.extractfile(member) if member.isreg() else None)
 
-    def _add(self, member: tarfile.TarInfo, content: io.IOBase | None = None) -> None:
+    def _add(self, member: tarfile.TarInfo, content: IO[bytes] | None = None) -> None:
         if member.name in self._seen or member.name in _MERGED:
             return
         self._seen.add(member.name)

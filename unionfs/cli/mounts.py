@@ -1,0 +1,75 @@
+"""`unionfs mounts`: what is mounted, by whom, from what.
+
+JSON: a list of `target`, `state` (live, detached, elsewhere, dead or stale), `image` (name),
+`image_id`, `layers` (paths, top-most first), `rw`, `ephemeral`, `read_only`, `backend`, `pid`,
+`options`, `log`, `created` (seconds since 1970); what is not known is null.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from unionfs.cli import output
+from unionfs.cli.group import root_option, verbose_option
+
+if TYPE_CHECKING:
+    from unionfs.mounts import LiveMount
+
+__all__ = ["command", "print_mounts"]
+
+_KEYS = (
+    *("image_id", "layers", "rw", "ephemeral", "read_only", "backend", "pid", "options"),
+    *("log", "created"),
+)
+
+
+def _document(mount: LiveMount) -> dict[str, Any]:
+    record = mount.record
+    return {
+        "target": mount.target,
+        "state": mount.state.value,
+        "image": record.image_name if record else None,
+        **{key: getattr(record, key) if record else None for key in _KEYS},
+    }
+
+
+def _row(mount: LiveMount) -> tuple[str, ...]:
+    from unionfs.errors import show  # noqa: PLC0415  # beside its only use
+
+    record = mount.record
+    if record is None:
+        return (show(mount.target), "?", "?", "?", "?", mount.state.value)
+    source = record.image_name or f"{len(record.layers)} directories"
+    branch = "read-only"
+    if record.ephemeral:
+        branch = "ephemeral"
+    elif record.rw is not None:
+        branch = show(record.rw) + (" (ro)" if record.read_only else "")
+    pid = str(record.pid)
+    return (show(mount.target), source, branch, pid, record.backend, mount.state.value)
+
+
+def print_mounts(*, as_json: bool) -> None:
+    """Print the list."""
+    from unionfs.mounts import list_mounts  # noqa: PLC0415  # help stays fast
+
+    mounts = list_mounts()
+    if as_json:
+        output.write_json([_document(mount) for mount in mounts])
+        return
+    heading = ("MOUNTPOINT", "IMAGE", "BRANCH", "PID", "BACKEND", "STATE")
+    output.table(heading, [_row(mount) for mount in mounts])
+
+
+@click.command("mounts")
+@output.json_option
+@root_option
+@verbose_option
+def command(*, as_json: bool) -> None:
+    """List live and dead mounts.
+
+    A dead mount is one whose process was killed; `unionfs umount` cleans it up.
+    """
+    print_mounts(as_json=as_json)
