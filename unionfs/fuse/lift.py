@@ -1,0 +1,64 @@
+"""Copy-ups that do not hold up other requests.
+
+Invariant: planning and finishing happen on the trio thread, where no other handler can
+be in between; only the copying of bytes runs in a worker thread, at most `WORKERS` at a
+time and one per file. Small files are left to the engine, which copies them inline.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import AsyncIterator
+from typing import Final
+
+import trio
+
+from unionfs.union import Engine
+
+__all__ = ["INLINE_LIMIT", "WORKERS", "Lift"]
+
+#: Bytes up to which a copy-up is quicker than handing it to a thread and back.
+INLINE_LIMIT: Final = 1 << 20
+WORKERS: Final = 2 * (os.cpu_count() or 1)
+
+
+class Lift:
+    """Runs copy-ups for one engine. `limiter` bounds all worker threads of the mount."""
+
+    def __init__(self, engine: Engine, *, inline_limit: int = INLINE_LIMIT) -> None:
+        self.engine = engine
+        self.inline_limit = inline_limit
+        self.limiter = trio.CapacityLimiter(WORKERS)
+        self._locks: dict[int, tuple[trio.Lock, int]] = {}
+
+    @contextlib.asynccontextmanager
+    async def _alone(self, ino: int) -> AsyncIterator[None]:
+        lock, users = self._locks.get(ino) or (trio.Lock(), 0)
+        self._locks[ino] = lock, users + 1
+        try:
+            async with lock:
+                yield
+        finally:
+            lock, users = self._locks.pop(ino)
+            if users > 1:
+                self._locks[ino] = lock, users - 1
+
+    async def up(self, ino: int) -> None:
+        """Have the file `ino` in the writable branch if its copy is a long one.
+
+        Returns at once, without giving way to other handlers, when there is nothing to do.
+        """
+        engine = self.engine
+        if ino not in self._locks and engine.copy_up_size(ino) <= self.inline_limit:
+            return
+        async with self._alone(ino):
+            plan = engine.plan_copy_up(ino)
+            if plan is None:
+                return
+            try:
+                await trio.to_thread.run_sync(plan.copy, limiter=self.limiter)
+            except BaseException:
+                plan.abandon()
+                raise
+            engine.finish_copy_up(plan)

@@ -1,0 +1,214 @@
+"""The life of one mount: open the engine, mount, serve, and leave nothing behind.
+
+Invariant: whichever way it ends (a signal, an unmount from outside, an error), the
+target is unmounted, the engine closed, a throw-away branch removed and the record
+gone. Dirty pages are written while the session still serves. Only SIGKILL escapes,
+and for that the record is left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import fcntl
+import logging
+import os
+import resource
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Final
+
+import pyfuse3
+import trio
+
+from unionfs import _sys
+from unionfs.errors import BusyError, NotFoundError, UnionfsError, show
+from unionfs.fuse import device, registry
+from unionfs.fuse.ops import Operations
+from unionfs.fuse.options import MountOptions
+from unionfs.fuse.plan import Plan
+from unionfs.fuse.registry import MountRecord
+from unionfs.union import Engine, EngineOptions
+
+__all__ = ["configure_logging", "serve"]
+
+_log = logging.getLogger(__name__)
+_MIN_TASKS: Final = 8  # each keeps a receive buffer of 1 MiB; fewer allocate it again and again
+_MAX_TASKS: Final = 99
+#: Seconds between our unmount and the end of the session: longer only when another mount
+#: namespace holds the mount too.
+_GRACE: Final = 2.0
+
+
+def serve(plan: Plan, on_ready: Callable[[MountRecord], None]) -> None:
+    """Mount and serve until unmounted; `on_ready` is called when the mount works.
+
+    Raises `UnionfsError` or `OSError` when it cannot be mounted, after undoing everything.
+    """
+    os.chdir("/")
+    os.umask(0)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    request = plan.request
+    with contextlib.ExitStack() as stack:
+        if request.ephemeral and request.rw is not None:
+            stack.callback(shutil.rmtree, request.rw, ignore_errors=True)
+        for path in request.hold:
+            stack.enter_context(_held(path))
+        writable = request.rw is not None and not request.options.read_only
+        options = request.options.settled(uid=os.geteuid(), writable=writable)
+        engine = Engine.start(
+            request.layers,
+            request.rw,
+            options=EngineOptions(volatile=options.volatile, read_only=bool(options.read_only)),
+        )
+        stack.callback(engine.close)
+        _Session(plan, options, engine, on_ready).run()
+
+
+@contextlib.contextmanager
+def _held(path: bytes) -> Iterator[None]:
+    """Keep a shared lock on an image directory; whoever deletes it needs an exclusive one."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BusyError(f"image {show(os.path.basename(path))} is being removed") from None
+        if not os.path.isdir(path):
+            raise NotFoundError(f"image {show(os.path.basename(path))} has been removed")
+        yield
+    finally:
+        os.close(fd)
+
+
+class _Session:
+    """One mounted device and the loop that serves it."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        options: MountOptions,
+        engine: Engine,
+        on_ready: Callable[[MountRecord], None],
+    ) -> None:
+        self.plan = plan
+        self.target = plan.request.target
+        self.options = options
+        self.on_ready = on_ready
+        ids = options.id_maps(uid=os.geteuid(), gid=os.getegid())
+        self.operations = Operations(engine, options, ids, self._ready)
+        self.record: MountRecord | None = None
+        self._device = ""
+
+    def run(self) -> None:
+        fd = device.mount_device(self.target, self.options)
+        try:
+            self._device = self._find_device()
+            # From here on the session owns the descriptor; close() closes it.
+            pyfuse3.init(self.operations, f"/dev/fd/{fd}", set())
+            fd = -1
+            try:
+                trio.run(self._main)
+            finally:
+                pyfuse3.close(unmount=False)
+        finally:
+            if fd >= 0:
+                os.close(fd)
+            self._leave()
+
+    def _find_device(self) -> str:
+        for entry in reversed(registry.mount_table()):
+            if entry.target == self.target:
+                return entry.device
+        return ""
+
+    def _leave(self) -> None:
+        """Unmount if that has not happened yet, and forget the mount."""
+        try:
+            if any(
+                entry.device == self._device and entry.target == self.target
+                for entry in registry.mount_table()
+            ):
+                device.unmount(self.target, lazy=True)
+        except (UnionfsError, OSError):
+            _log.exception("cannot unmount %s", show(self.target))
+        if self.record is not None:
+            registry.remove_record(self.plan.runtime, self.record)
+
+    def _ready(self) -> None:
+        request = self.plan.request
+        pid = os.getpid()
+        self.record = MountRecord(
+            stem=self.plan.stem,
+            target=self.target,
+            image_id=request.image_id,
+            image_name=request.image_name,
+            layers=request.layers,
+            rw=request.rw,
+            ephemeral=request.ephemeral,
+            read_only=bool(self.options.read_only),
+            backend="fuse",
+            pid=pid,
+            start=registry.process_start(pid) or 0,
+            device=self._device,
+            namespace=registry.mount_namespace(),
+            options=request.option_text,
+            log=self.plan.log,
+            created=time.time(),
+        )
+        registry.write_record(self.plan.runtime, self.record)
+        self.on_ready(self.record)
+
+    async def _main(self) -> None:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self._obey_signals)
+            await pyfuse3.main(min_tasks=_MIN_TASKS, max_tasks=_MAX_TASKS)
+            nursery.cancel_scope.cancel()
+
+    async def _obey_signals(
+        self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Unmount at the first signal; end at once at the second."""
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+            task_status.started()
+            async with trio.open_nursery() as nursery:
+                async for _ in signals:
+                    if nursery.child_tasks:
+                        pyfuse3.terminate()
+                    else:
+                        nursery.start_soon(self._stop)
+
+    async def _stop(self) -> None:
+        try:
+            await trio.to_thread.run_sync(device.unmount, self.target)
+            await trio.sleep(_GRACE)
+        except BusyError:
+            await trio.to_thread.run_sync(self._detach)
+        except UnionfsError:
+            _log.exception("cannot unmount %s", show(self.target))
+        pyfuse3.terminate()
+
+    def _detach(self) -> None:
+        """Bring out what programs have written, then take the name away from them."""
+        with contextlib.suppress(OSError):
+            fd = os.open(self.target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                _sys.syncfs(fd)
+            finally:
+                os.close(fd)
+        with contextlib.suppress(UnionfsError):
+            device.unmount(self.target, lazy=True)
+
+
+def configure_logging() -> None:
+    """Log to standard error (the log file in the background); SIGUSR1 dumps all stacks there."""
+    logging.basicConfig(
+        level=logging.WARNING,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    faulthandler.register(signal.SIGUSR1, file=sys.stderr, all_threads=True)

@@ -1,0 +1,249 @@
+"""Live mounts: start, list, find, unmount, and clean up after a killed daemon.
+
+What is mounted is told by three witnesses that can disagree after a crash: the records
+in the runtime directory, the kernel's mount table, and the process table.
+
+Invariant: nothing that a record names is removed while its daemon lives, and only a
+directory that unionfs itself made for an ephemeral mount is ever removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import os
+import select
+import shutil
+from collections.abc import Iterator
+from typing import Final
+
+import attrs
+
+from unionfs.errors import BusyError, NotFoundError, UnionfsError, UsageError, show
+from unionfs.fuse import device, registry
+from unionfs.fuse.options import MountOptions
+from unionfs.fuse.registry import MountEntry, MountRecord
+from unionfs.fuse.request import MountRequest, canonical, is_dead
+from unionfs.fuse.start import EPHEMERAL, run_foreground, start_mount
+
+__all__ = [
+    "LiveMount",
+    "MountOptions",
+    "MountRecord",
+    "MountRequest",
+    "State",
+    "clean",
+    "find",
+    "list_mounts",
+    "run_foreground",
+    "start_mount",
+    "umount",
+]
+
+_FSTYPE: Final = "fuse.unionfs"
+#: Seconds to wait for a daemon to finish after its mount is gone (it may copy and sync).
+_PATIENCE: Final = 60.0
+_MAX_USERS: Final = 8
+
+
+class State(enum.Enum):
+    """What has become of a mount.
+
+    DETACHED: lazily unmounted, the daemon serves the last users. ELSEWHERE: in another
+    mount namespace. DEAD: mounted, but the daemon is gone (ENOTCONN). STALE: only the
+    record is left.
+    """
+
+    LIVE = "live"
+    DETACHED = "detached"
+    ELSEWHERE = "elsewhere"
+    DEAD = "dead"
+    STALE = "stale"
+
+
+@attrs.frozen
+class LiveMount:
+    """A mount and its state; `record` is None when only the mount table knows it."""
+
+    target: bytes
+    state: State
+    record: MountRecord | None
+
+
+def list_mounts() -> list[LiveMount]:
+    """Return the caller's mounts in every state, oldest first, then mounts without a record."""
+    table = [entry for entry in registry.mount_table() if entry.fstype.startswith("fuse")]
+    here = registry.mount_namespace()
+    found = []
+    known = set()
+    for record in registry.read_records(registry.runtime_dir()):
+        entry = _entry_of(record, table) if record.namespace == here else None
+        if entry is not None:
+            known.add((entry.device, entry.target))
+        state = _state(record, entry, here)
+        found.append(LiveMount(record.target if entry is None else entry.target, state, record))
+    for entry in table:
+        if entry.fstype == _FSTYPE and (entry.device, entry.target) not in known:
+            state = State.DEAD if is_dead(entry.target) else State.LIVE
+            found.append(LiveMount(entry.target, state, None))
+    return found
+
+
+def _entry_of(record: MountRecord, table: list[MountEntry]) -> MountEntry | None:
+    """Return the record's line in the mount table; the target may have been renamed."""
+    same = [entry for entry in table if entry.device == record.device]
+    exact = [entry for entry in same if entry.target == record.target]
+    if exact:
+        return exact[-1]
+    # Device numbers are used again: without the name only a living daemon makes it ours.
+    return same[-1] if same and registry.process_alive(record) else None
+
+
+def _state(record: MountRecord, entry: MountEntry | None, here: int) -> State:
+    alive = registry.process_alive(record)
+    if record.namespace != here:
+        return State.ELSEWHERE if alive else State.STALE
+    if alive:
+        return State.LIVE if entry is not None else State.DETACHED
+    return State.STALE if entry is None else State.DEAD
+
+
+def find(target: bytes) -> LiveMount | None:
+    """Return the topmost mount on `target` (or the one that `target` lies in); None if none."""
+    path = canonical(target)
+    mounts = list_mounts()
+    while True:
+        for mount in reversed(mounts):
+            if mount.target == path and mount.state in (State.LIVE, State.DEAD):
+                return mount
+        if path in (b"/", b""):
+            break
+        path = os.path.dirname(path)
+    path = canonical(target)
+    return next((mount for mount in reversed(mounts) if mount.target == path), None)
+
+
+def umount(target: bytes, *, lazy: bool = False) -> None:
+    """Unmount the union on `target` and wait until its daemon has finished.
+
+    Cleans up dead and stale ones. `lazy` takes the name away at once and lets programs that
+    still use it finish. BusyError names the users; NotFoundError when there is no such mount.
+    """
+    path = canonical(target)
+    mount = find(path)
+    if mount is None or mount.target != path:
+        if any(entry.target == path for entry in registry.mount_table()):
+            raise UsageError(f"what is mounted on {show(path)} is not a union")
+        raise NotFoundError(f"no union is mounted on {show(path)}")
+    if mount.state is State.ELSEWHERE:
+        raise UsageError(
+            f"{show(path)} is mounted in another mount namespace; "
+            f"unmount it there or stop process {_pid(mount)}"
+        )
+    if mount.state is State.DEAD:
+        device.unmount(path, lazy=True)
+    elif mount.state is State.LIVE:
+        _unmount_live(mount, path, lazy=lazy)
+    if mount.record is None:
+        return
+    if not lazy and not _wait(mount.record):
+        raise BusyError(
+            f"{show(path)} is unmounted, but its daemon (process {mount.record.pid}) goes on: "
+            "another mount namespace or an open file holds the mount"
+        )
+    if not registry.process_alive(mount.record):
+        _forget(mount.record)
+
+
+def _pid(mount: LiveMount) -> int:
+    return 0 if mount.record is None else mount.record.pid
+
+
+def _unmount_live(mount: LiveMount, path: bytes, *, lazy: bool) -> None:
+    try:
+        device.unmount(path, lazy=lazy)
+    except BusyError as exc:
+        users = list(_users(path, _pid(mount)))
+        if not users:
+            raise
+        shown = ", ".join(users[:_MAX_USERS]) + (", ..." if len(users) > _MAX_USERS else "")
+        raise BusyError(
+            f"{show(path)} is in use by {shown}; stop them or unmount with --lazy"
+        ) from exc
+
+
+def _wait(record: MountRecord) -> bool:
+    """Wait for the daemon to end; False when it has not after `_PATIENCE`."""
+    try:
+        fd = os.pidfd_open(record.pid)
+    except ProcessLookupError:
+        return True
+    try:
+        if not registry.process_alive(record):
+            return True
+        return bool(select.select([fd], [], [], _PATIENCE)[0])
+    finally:
+        os.close(fd)
+
+
+def _users(target: bytes, daemon: int) -> Iterator[str]:
+    """Yield `name (pid)` of each process seen to use something at or under `target`."""
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit() or int(entry) == daemon:
+            continue
+        base = f"/proc/{entry}"
+        with contextlib.suppress(OSError):
+            if _uses(base, target):
+                with open(f"{base}/comm", "rb") as comm:
+                    yield f"{show(comm.read().strip())} ({entry})"
+
+
+def _uses(base: str, target: bytes) -> bool:
+    links = [f"{base}/cwd", f"{base}/root"]
+    for directory in ("fd", "map_files"):
+        with contextlib.suppress(OSError):
+            links += [f"{base}/{directory}/{name}" for name in os.listdir(f"{base}/{directory}")]
+    under = target.rstrip(b"/") + b"/"
+    for link in links:
+        with contextlib.suppress(OSError):
+            place = os.fsencode(os.readlink(link))
+            if place == target or place.startswith(under):
+                return True
+    return False
+
+
+def clean(target: bytes | None = None) -> list[LiveMount]:
+    """Remove what killed daemons left, of all mounts or the one on `target`; return those.
+
+    Dead mounts are unmounted, throw-away branches and records removed.
+    """
+    path = None if target is None else canonical(target)
+    cleaned = []
+    for mount in list_mounts():
+        if path is not None and mount.target != path:
+            continue
+        if mount.state is State.DEAD:
+            with contextlib.suppress(NotFoundError):
+                device.unmount(mount.target, lazy=True)
+        elif mount.state is not State.STALE:
+            continue
+        if mount.record is not None:
+            _forget(mount.record)
+        cleaned.append(mount)
+    return cleaned
+
+
+def _forget(record: MountRecord) -> None:
+    """Remove the record of a daemon that is gone, and its throw-away branch."""
+    if record.ephemeral and record.rw is not None:
+        place, name = os.path.split(record.rw)
+        if os.path.basename(place) == EPHEMERAL and name == record.stem.encode():
+            try:
+                shutil.rmtree(record.rw)
+            except FileNotFoundError:
+                pass
+            except OSError as exc:
+                raise UnionfsError(
+                    f"cannot remove the throw-away branch {show(record.rw)}: {exc.strerror}"
+                ) from exc
+    registry.remove_record(registry.runtime_dir(), record)
