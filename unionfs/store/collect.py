@@ -1,4 +1,4 @@
-"""Which entries nothing needs any more, and which are damaged.
+"""Which entries something needs, which nothing does, and which are damaged.
 
 Invariant: an entry is garbage only if it is proven that no tag, no image, no mount and no
 import reaches it; what cannot be read is a problem to report and never garbage.
@@ -13,18 +13,29 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 
-from unionfs.errors import NotFoundError, StoreError, show
+from unionfs.errors import BusyError, ConflictError, NotFoundError, StoreError, show
 from unionfs.store.ids import short_id
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from unionfs.store.entry import Image
     from unionfs.store.graph import Graph
     from unionfs.store.ids import ImageId
 
-__all__ = ["Problem", "is_id", "problems", "unreferenced"]
+__all__ = [
+    "Problem",
+    "check_independent",
+    "check_unused",
+    "is_id",
+    "problems",
+    "unreferenced",
+]
 
 #: Names in `graph/` that are no entries: ours, and Docker's `:garbage:` (0.1) and checksums (0.4).
 _KNOWN: Final = (".lock", ":tmp:", ":garbage:", "checksums")
+#: How many ids a message names.
+_SHOWN: Final = 5
 _ID: Final = re.compile(r"[0-9a-f]{8,64}")
 
 
@@ -53,11 +64,55 @@ def _load(graph: Graph) -> tuple[dict[ImageId, Image], list[Problem]]:
     return images, damaged
 
 
+def _names(ids: Sequence[str]) -> str:
+    more = ", ..." if len(ids) > _SHOWN else ""
+    return ", ".join(short_id(image_id) for image_id in ids[:_SHOWN]) + more
+
+
+def check_unused(graph: Graph, image_id: ImageId) -> None:
+    """Raise `BusyError` if a mount or an import holds the entry or anything that stands on it."""
+    children: dict[ImageId | None, list[ImageId]] = {}
+    for image in graph.all():
+        children.setdefault(image.parent, []).append(image.id)
+    held = graph.in_use()
+    pending = [image_id]
+    seen: set[ImageId] = set()
+    while pending:
+        current = pending.pop()
+        if current in held:
+            what = "is" if current == image_id else f"is below {short_id(current)}, which is"
+            raise BusyError(
+                f"image {short_id(image_id)} {what} in use by a mount or an import; unmount"
+                " first (--force does not help)"
+            )
+        seen.add(current)
+        pending += [child for child in children.get(current, []) if child not in seen]
+
+
+def check_independent(
+    graph: Graph, image_id: ImageId, children: Sequence[ImageId], tags: Sequence[str]
+) -> None:
+    """Raise `ConflictError` saying what removing the entry would break, if anything."""
+    reasons = []
+    if children:
+        reasons.append(
+            f"it is the base of {_names(children)} (--force leaves them without it, unusable)"
+        )
+    if tags:
+        reasons.append(f"it is tagged {', '.join(tags)} (--force removes the tags)")
+    try:
+        graph.get_exact(image_id)
+    except StoreError as error:
+        reasons.append(f"it is damaged: {error} (--force removes what is left)")
+    if reasons:
+        raise ConflictError(f"image {short_id(image_id)} not removed: {'; '.join(reasons)}")
+
+
 def unreferenced(graph: Graph, *, all_images: bool) -> list[Image]:
     """Return the entries that `Graph.gc` removes, children before their parents."""
     images, damaged = _load(graph)
     if damaged:
-        names = ", ".join(short_id(problem.name) for problem in damaged[:5])
+        names = _names([problem.name for problem in damaged])
         raise StoreError(
             f"{len(damaged)} damaged entries ({names}) may need layers that look unused;"
             " repair them by importing again, or remove them with --force, before collecting"

@@ -16,8 +16,6 @@ import attrs
 
 import unionfs
 from unionfs.errors import (
-    BusyError,
-    ConflictError,
     MissingParentError,
     NotFoundError,
     ParentCycleError,
@@ -58,11 +56,6 @@ class Removal:
     id: ImageId
     tags: tuple[str, ...] = ()
     orphans: tuple[ImageId, ...] = ()
-
-
-def _names(ids: list[ImageId]) -> str:
-    shown = ", ".join(short_id(image_id) for image_id in ids[:5])
-    return shown + (", ..." if len(ids) > 5 else "")  # noqa: PLR2004  # same 5 as above
 
 
 class Graph:
@@ -288,10 +281,11 @@ class Graph:
         Counterpart of the original's Register. An error in `fill` leaves nothing behind.
         """
         with self.stage("register") as staging:
-            layer_fd = staging.make_layer(layer_mode)
+            layer_fd = staging.make_layer(0o700)
             try:
                 if fill is not None:
                     fill(layer_fd)
+                os.fchmod(layer_fd, layer_mode)  # last: it may deny writing
             finally:
                 os.close(layer_fd)
             if facts is not None:
@@ -333,52 +327,16 @@ class Graph:
         self._need_writable()
         with store_lock(self.fd, exclusive=True):
             image_id = self.index().get(name.removeprefix("sha256:"))
-            self._check_unused(image_id)
+            collect.check_unused(self, image_id)
             children = [child.id for child in self.all() if child.parent == image_id]
             tags = self.tags.by_id().get(image_id, [])
             if not force:
-                self._check_independent(image_id, children, tags)
+                collect.check_independent(self, image_id, children, tags)
             if force:
                 tags = self.tags.remove_id(image_id)
             trash, fd = discard(self.fd, image_id.encode())
         self._finish_removal([(trash, fd)])
         return Removal(image_id, tuple(tags), tuple(children))
-
-    def _check_unused(self, image_id: ImageId) -> None:
-        """Raise `BusyError` if the entry or anything that stands on it is held."""
-        children: dict[ImageId | None, list[ImageId]] = {}
-        for image in self.all():
-            children.setdefault(image.parent, []).append(image.id)
-        held = self.in_use()
-        pending, seen = [image_id], set[ImageId]()
-        while pending:
-            current = pending.pop()
-            if current in held:
-                what = "is" if current == image_id else f"is below {short_id(current)}, which is"
-                raise BusyError(
-                    f"image {short_id(image_id)} {what} in use by a mount or an import; unmount"
-                    " first (--force does not help)"
-                )
-            seen.add(current)
-            pending += [child for child in children.get(current, []) if child not in seen]
-
-    def _check_independent(
-        self, image_id: ImageId, children: list[ImageId], tags: list[str]
-    ) -> None:
-        reasons = []
-        if children:
-            reasons.append(
-                f"{len(children)} built on it ({_names(children)}; --force leaves them without"
-                " their base, unusable)"
-            )
-        if tags:
-            reasons.append(f"tagged {', '.join(tags)} (--force removes the tags)")
-        try:
-            self.get_exact(image_id)
-        except StoreError as error:
-            reasons.append(f"damaged: {error} (--force removes what is left)")
-        if reasons:
-            raise ConflictError(f"image {short_id(image_id)} is {'; it is '.join(reasons)}")
 
     def _finish_removal(self, removed: list[tuple[bytes, int]]) -> None:
         """Empty what `discard` moved away; the graph is already consistent without it."""

@@ -3,8 +3,8 @@
 Reading is as tolerant as Go's decoder (keys in any case, unknown keys, missing fields,
 the last of two equal keys, damaged UTF-8); writing is canonical.
 
-Invariant: `ImageRecord.decode(r.encode())` equals `r` but for `raw`; and `raw` holds the
-bytes a record was read from, because checksums and ids are made of them.
+Invariant: `encode` is canonical (what it wrote, read and encoded again, is the same bytes),
+and `raw` holds the bytes a record was read from, because checksums and ids are made of them.
 """
 
 from __future__ import annotations

@@ -51,7 +51,8 @@ def validate_repository(text: str) -> str:
     if _LOOKS_LIKE_ID.fullmatch(text):
         raise _bad(text, "64 hexadecimal digits would be taken for an image id")
     parts = text.split("/")
-    if len(parts) > 1 and _is_host(parts[0]):
+    # What is a path component as well (`0.0_0/x`) needs not be a host.
+    if len(parts) > 1 and _is_host(parts[0]) and not _COMPONENT.fullmatch(parts[0]):
         if not _HOST.fullmatch(parts[0]):
             raise _bad(text, f"`{show(parts[0])}` is not a host or host:port")
         parts = parts[1:]
