@@ -27,7 +27,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import BinaryIO, Final
 
-from unionfs.archive.reader import Reader
+from unionfs.archive.reader import Reader, Window
 from unionfs.errors import StoreError, show
 
 if sys.version_info >= (3, 14):
@@ -122,25 +122,6 @@ class Recorder:
         self._written += len(data)
 
 
-class _Part(io.RawIOBase):
-    """A window of a file, as a file."""
-
-    def __init__(self, file: BinaryIO, start: int, end: int) -> None:
-        super().__init__()
-        self._file = file
-        self._left = end - start
-        file.seek(start)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, target: bytearray | memoryview) -> int:  # type: ignore[override]  # narrower than Buffer on purpose
-        data = self._file.read(min(len(target), self._left))
-        target[: len(data)] = data
-        self._left -= len(data)
-        return len(data)
-
-
 def _damaged(why: str) -> StoreError:
     return StoreError(f"the tar record of a layer is damaged ({why}); import the image again")
 
@@ -178,7 +159,7 @@ def payload_paths(record: BinaryIO) -> list[bytes]:
     start, end = _open_parts(record)
     paths = []
     try:
-        with zstd.ZstdFile(io.BufferedReader(_Part(record, start, end))) as table:
+        with zstd.ZstdFile(io.BufferedReader(Window(record, start, end))) as table:
             (count,) = _U32.unpack(_exactly(table, _U32.size))
             for _ in range(count):
                 (length,) = _U32.unpack(_exactly(table, _U32.size))
@@ -202,7 +183,7 @@ def replay(record: BinaryIO, open_payload: Callable[[bytes], BinaryIO]) -> Itera
     paths = payload_paths(record)
     total = 0
     try:
-        frames = zstd.ZstdFile(io.BufferedReader(_Part(record, len(_MAGIC), start), _CHUNK))
+        frames = zstd.ZstdFile(io.BufferedReader(Window(record, len(_MAGIC), start), _CHUNK))
         with frames:
             while (tag := _exactly(frames, 1)) != b"E":
                 if tag == b"R":

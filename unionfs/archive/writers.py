@@ -1,0 +1,388 @@
+"""Write an image as `oci:`, `oci-archive:` or `docker-archive:`.
+
+Invariant: a layer leaves this module only if its bytes have the diff_id that the
+configuration lists; the same image gives the same bytes every time (times are
+$SOURCE_DATE_EPOCH or 0, gzip without a time); on failure nothing new stays behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, BinaryIO, Final
+
+import attrs
+import msgspec
+
+from unionfs.archive.entry import Entry, Kind
+from unionfs.archive.image import OCI_TAR
+from unionfs.archive.jsondoc import parse_json
+from unionfs.archive.limits import DEFAULT
+from unionfs.archive.oci import INDEX, MANIFEST, REF_NAME, Configuration, parse_configuration
+from unionfs.archive.staging import fsync_directory, replacing, source_date_epoch
+from unionfs.archive.tarwrite import TarWriter
+from unionfs.errors import (
+    ConflictError,
+    DigestMismatchError,
+    HostileArchiveError,
+    InvalidNameError,
+    show,
+)
+
+__all__ = ["LayerOut", "write_docker_archive", "write_oci", "write_oci_archive"]
+
+_CHUNK: Final = 1024 * 1024
+_CONFIG: Final = "application/vnd.oci.image.config.v1+json"
+#: image-spec annotations.md, "Pre-Defined Annotation Keys", org.opencontainers.image.ref.name.
+_REF: Final = re.compile(r"[A-Za-z0-9]+(?:(?:[-._:@+/]|--)[A-Za-z0-9]+)*")
+_GZIP_LEVEL: Final = 6
+
+
+@attrs.frozen
+class LayerOut:
+    """A layer to write: `open` yields its uncompressed tar, any number of times.
+
+    `size` is the length of that tar in bytes; None makes the docker-archive writer read the
+    layer twice.
+    """
+
+    diff_id: str
+    open: Callable[[], Iterable[bytes]]
+    size: int | None = None
+
+    def verified(self) -> Iterator[bytes]:
+        """Yield the tar. Raises DigestMismatchError at its end if it is not the diff_id's."""
+        digest = hashlib.sha256()
+        for chunk in self.open():
+            digest.update(chunk)
+            yield chunk
+        found = f"sha256:{digest.hexdigest()}"
+        if found != self.diff_id:
+            raise DigestMismatchError(
+                f"layer {self.diff_id}: its stored files now give {found}; "
+                f"the layer was changed after its import, import the image again"
+            )
+
+
+def _check(config: bytes, layers: Sequence[LayerOut]) -> Configuration:
+    configuration = parse_configuration(config, len(layers), "image configuration", DEFAULT)
+    for listed, layer in zip(configuration.diff_ids, layers, strict=True):
+        if listed != layer.diff_id:
+            raise DigestMismatchError(
+                f"the image configuration lists {listed} where the layer is {layer.diff_id}"
+            )
+    return configuration
+
+
+def _json(document: Any) -> bytes:
+    return msgspec.json.encode(document)
+
+
+def _gzip(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    # zlib's own gzip header has no name and time 0; isal's output differs between versions.
+    packer = zlib.compressobj(_GZIP_LEVEL, zlib.DEFLATED, 31)
+    for chunk in chunks:
+        if data := packer.compress(chunk):
+            yield data
+    yield packer.flush()
+
+
+class _Layout:
+    """An OCI layout being added to; `close` undoes what was not finished."""
+
+    def __init__(self, path: bytes) -> None:
+        self.path = path
+        self._blobs = os.path.join(path, b"blobs", b"sha256")
+        self._new: list[bytes] = []
+        self._made = not os.path.lexists(path)
+        if self._made:
+            os.mkdir(path)
+        elif os.listdir(path) and not os.path.exists(os.path.join(path, b"oci-layout")):
+            raise ConflictError(
+                f"{show(path)}: is not empty and no OCI layout; give a new or empty directory"
+            )
+        self._lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            # Two writers would lose each other's entry in index.json.
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            os.makedirs(self._blobs, exist_ok=True)
+            self._stage = tempfile.mkdtemp(prefix=b".unionfs-", dir=path)
+        except BaseException:
+            os.close(self._lock)
+            if self._made:
+                shutil.rmtree(path, ignore_errors=True)
+            raise
+
+    def blob(self, chunks: Iterable[bytes], media_type: str) -> dict[str, Any]:
+        """Add a blob; return its descriptor."""
+        digest = hashlib.sha256()
+        size = 0
+        staged = os.path.join(self._stage, b"blob")
+        with open(staged, "wb") as file:
+            for chunk in chunks:
+                digest.update(chunk)
+                size += len(chunk)
+                file.write(chunk)
+            file.flush()
+            os.fsync(file.fileno())
+        final = os.path.join(self._blobs, digest.hexdigest().encode())
+        if not os.path.lexists(final):
+            self._new.append(final)
+        os.rename(staged, final)
+        return {
+            "mediaType": media_type,
+            "digest": f"sha256:{digest.hexdigest()}",
+            "size": size,
+        }
+
+    def finish(self, descriptor: dict[str, Any], tag: str | None) -> None:
+        """Put the manifest into index.json, in place of an older one with the same tag."""
+        fsync_directory(self._blobs)
+        self._file(b"oci-layout", _json({"imageLayoutVersion": "1.0.0"}))
+        index = self._index()
+        if tag is not None:
+            descriptor = {**descriptor, "annotations": {REF_NAME: tag}}
+        index["manifests"] = [
+            old
+            for old in index["manifests"]
+            if tag is None or (old.get("annotations") or {}).get(REF_NAME) != tag
+        ]
+        if descriptor not in index["manifests"]:
+            index["manifests"].append(descriptor)
+        self._file(b"index.json", _json(index))
+        self._new = []
+        self._made = False
+
+    def _file(self, name: bytes, data: bytes) -> None:
+        with replacing(os.path.join(self.path, name), replace=True) as file:
+            file.write(data)
+
+    def _index(self) -> dict[str, Any]:
+        path = os.path.join(self.path, b"index.json")
+        try:
+            with open(path, "rb") as file:
+                raw = file.read(DEFAULT.json_bytes + 1)
+        except FileNotFoundError:
+            return {"schemaVersion": 2, "mediaType": INDEX, "manifests": []}
+        index = parse_json(raw, show(path), DEFAULT)
+        if not isinstance(index, dict) or not isinstance(index.get("manifests"), list):
+            raise HostileArchiveError(f"{show(path)}: is no image index")
+        if not all(isinstance(old, dict) for old in index["manifests"]):
+            raise HostileArchiveError(f"{show(path)}: is no image index")
+        return index
+
+    def close(self) -> None:
+        for path in self._new:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+        shutil.rmtree(self._stage if not self._made else self.path, ignore_errors=True)
+        os.close(self._lock)
+
+
+def write_oci(dest_dir: bytes, tag: str | None, config: bytes, layers: Sequence[LayerOut]) -> str:
+    """Add an image to the OCI layout `dest_dir` (made if absent); return the manifest digest.
+
+    An image of the same tag is replaced in index.json; its blobs stay. Raises ConflictError
+    for a directory that is something else, InvalidNameError for a bad tag, DigestMismatchError
+    when a layer is not what `config` lists.
+    """
+    if tag is not None and not _REF.fullmatch(tag):
+        raise InvalidNameError(f"{show(tag)!r}: is no valid tag for an OCI layout")
+    configuration = _check(config, layers)
+    layout = _Layout(dest_dir)
+    try:
+        done: dict[str, dict[str, Any]] = {}
+        for layer in layers:
+            if layer.diff_id not in done:
+                done[layer.diff_id] = layout.blob(_gzip(layer.verified()), f"{OCI_TAR}+gzip")
+        manifest = {
+            "schemaVersion": 2,
+            "mediaType": MANIFEST,
+            "config": layout.blob([config], _CONFIG),
+            "layers": [done[layer.diff_id] for layer in layers],
+        }
+        descriptor = layout.blob([_json(manifest)], MANIFEST)
+        if configuration.platform is not None:
+            descriptor["platform"] = _platform(configuration)
+        layout.finish(descriptor, tag)
+        return str(descriptor["digest"])
+    finally:
+        layout.close()
+
+
+def _platform(configuration: Configuration) -> dict[str, str]:
+    found = {"architecture": configuration.architecture, "os": configuration.os}
+    if configuration.variant:
+        found["variant"] = configuration.variant
+    return found
+
+
+@contextlib.contextmanager
+def _output(target: bytes | BinaryIO, *, replace: bool) -> Iterator[BinaryIO]:
+    if isinstance(target, bytes):
+        with replacing(target, replace=replace) as file:
+            yield file
+    else:
+        yield target
+
+
+def _read(path: bytes) -> Iterator[bytes]:
+    with open(path, "rb") as file:
+        while data := file.read(_CHUNK):
+            yield data
+
+
+def write_oci_archive(
+    target: bytes | BinaryIO,
+    tag: str | None,
+    config: bytes,
+    layers: Sequence[LayerOut],
+    *,
+    replace: bool = False,
+) -> str:
+    """Write a tar of an OCI layout to a path or a stream; return the manifest digest.
+
+    Errors as `write_oci`, and ConflictError for an existing path without `replace`.
+    """
+    with _output(target, replace=replace) as out, contextlib.ExitStack() as stack:
+        beside = os.path.dirname(target) or b"." if isinstance(target, bytes) else None
+        stage = tempfile.mkdtemp(prefix=b".unionfs-", dir=beside)
+        stack.callback(shutil.rmtree, stage, ignore_errors=True)
+        layout = os.path.join(stage, b"layout")
+        digest = write_oci(layout, tag, config, layers)
+        writer = _ArchiveWriter(out)
+        writer.directory(b"blobs")
+        writer.directory(b"blobs/sha256")
+        for name in sorted(os.listdir(os.path.join(layout, b"blobs/sha256"))):
+            path = os.path.join(layout, b"blobs/sha256", name)
+            writer.file(b"blobs/sha256/" + name, os.stat(path).st_size, _read(path))
+        for name in (b"index.json", b"oci-layout"):
+            path = os.path.join(layout, name)
+            writer.file(name, os.stat(path).st_size, _read(path))
+        writer.close()
+    return digest
+
+
+class _ArchiveWriter:
+    """A tar whose members all have the same time and owner."""
+
+    def __init__(self, out: BinaryIO) -> None:
+        self._tar = TarWriter(out)
+        self._mtime_ns = source_date_epoch() * 1_000_000_000
+
+    def directory(self, name: bytes) -> None:
+        self._tar.add(Entry(name, Kind.DIRECTORY, mode=0o755, mtime_ns=self._mtime_ns))
+
+    def file(self, name: bytes, size: int, chunks: Iterable[bytes]) -> None:
+        self._tar.add(Entry(name, Kind.FILE, size=size, mtime_ns=self._mtime_ns), chunks)
+
+    def data(self, name: bytes, data: bytes) -> None:
+        self.file(name, len(data), [data])
+
+    def link(self, name: bytes, target: bytes) -> None:
+        self._tar.add(
+            Entry(name, Kind.SYMLINK, mode=0o777, linkname=target, mtime_ns=self._mtime_ns)
+        )
+
+    def close(self) -> None:
+        self._tar.close()
+
+
+def _tagged(ref: str) -> tuple[str, str]:
+    repository, colon, tag = ref.rpartition(":")
+    if not colon or "/" in tag:
+        repository, tag = ref, "latest"
+    if not repository or "@" in ref:
+        raise InvalidNameError(f"{show(ref)!r}: a docker-archive needs names like repository:tag")
+    return repository, tag
+
+
+def _chain_ids(diff_ids: Iterable[str]) -> list[str]:
+    """Return the hex of the chain_ids, base first (image-spec config.md, "Layer ChainID")."""
+    found: list[str] = []
+    for diff_id in diff_ids:
+        text = f"sha256:{found[-1]} {diff_id}" if found else diff_id
+        chain = hashlib.sha256(text.encode()).hexdigest() if found else diff_id[len("sha256:") :]
+        found.append(chain)
+    return found
+
+
+def write_docker_archive(
+    target: bytes | BinaryIO,
+    refs: Sequence[str],
+    config: bytes,
+    layers: Sequence[LayerOut],
+    *,
+    replace: bool = False,
+) -> str:
+    """Write what `docker save` writes (v1.1: manifest.json beside the v1 layout).
+
+    Returns the image id, `sha256:<hex>` of the configuration. The ids of the v1 layout are the
+    chain_ids. Errors as `write_oci_archive`; a layer that is not `layer.size` long is a
+    DigestMismatchError.
+    """
+    configuration = _check(config, layers)
+    names = [_tagged(ref) for ref in refs]
+    fields = parse_json(config, "image configuration", DEFAULT)
+    image_id = hashlib.sha256(config).hexdigest()
+    chain = _chain_ids(configuration.diff_ids)
+    with _output(target, replace=replace) as out:
+        writer = _ArchiveWriter(out)
+        paths: dict[str, str] = {}
+        parent = ""
+        for v1_id, layer in zip(chain, layers, strict=True):
+            folder = v1_id.encode()
+            writer.directory(folder)
+            writer.data(folder + b"/VERSION", b"1.0")
+            writer.data(folder + b"/json", _v1_json(v1_id, parent, fields, top=v1_id == chain[-1]))
+            if layer.diff_id in paths:
+                # As docker does: a repeated layer is a link to its first copy.
+                writer.link(folder + b"/layer.tar", b"../" + paths[layer.diff_id].encode())
+            else:
+                paths[layer.diff_id] = f"{v1_id}/layer.tar"
+                _layer(writer, folder + b"/layer.tar", layer)
+            parent = v1_id
+        item = {
+            "Config": f"{image_id}.json",
+            "RepoTags": [":".join(name) for name in names] or None,
+            "Layers": [paths[layer.diff_id] for layer in layers],
+        }
+        writer.data(f"{image_id}.json".encode(), config)
+        writer.data(b"manifest.json", _json([item]))
+        if names and chain:
+            repositories: dict[str, dict[str, str]] = {}
+            for repository, tag in names:
+                repositories.setdefault(repository, {})[tag] = chain[-1]
+            writer.data(b"repositories", _json(repositories))
+        writer.close()
+    return f"sha256:{image_id}"
+
+
+def _layer(writer: _ArchiveWriter, name: bytes, layer: LayerOut) -> None:
+    size = layer.size
+    if size is None:
+        size = sum(len(chunk) for chunk in layer.open())
+    try:
+        writer.file(name, size, layer.verified())
+    except ValueError as error:
+        raise DigestMismatchError(
+            f"layer {layer.diff_id}: is not {size} bytes long any more ({error}); "
+            f"import the image again"
+        ) from None
+
+
+def _v1_json(v1_id: str, parent: str, fields: dict[str, Any], *, top: bool) -> bytes:
+    document: dict[str, Any] = {"id": v1_id}
+    if parent:
+        document["parent"] = parent
+    document["created"] = fields.get("created") or "1970-01-01T00:00:00Z"
+    keys = ("author", "architecture", "os", "variant", "config") if top else ("architecture", "os")
+    document.update({key: fields[key] for key in keys if fields.get(key)})
+    return _json(document)
