@@ -69,6 +69,12 @@ def _replace_by_fifo(path: Path) -> None:
     os.mkfifo(path)
 
 
+def _replace_by_outside(path: Path) -> None:
+    elsewhere = path.parents[1] / "elsewhere"
+    path.rename(elsewhere)
+    path.symlink_to(elsewhere)
+
+
 def _replace_by_file(path: Path) -> None:
     path.rename(path.parents[2] / "elsewhere")
     path.touch()
@@ -106,6 +112,7 @@ def test_register_and_get(root: Path, graph: Graph) -> None:
     assert graph.exists(made.id)
     assert not graph.exists(made.id[:12])
     assert not graph.exists(make_id(2))
+    assert not graph.exists("../graph")
 
 
 def test_delete_by_prefix(graph: Graph) -> None:
@@ -296,6 +303,7 @@ def test_a_store_of_somebody_else(open_tmp: Path) -> None:
         (lambda entry: (entry / "unionfs.json").write_text("{"), "is damaged"),
         (lambda entry: os.truncate(entry / "json", 200 << 20), "larger than"),
         (_replace_by_file, "not a directory"),
+        (_replace_by_outside, "not a directory"),
     ],
 )
 def test_damaged_entries_are_reported_and_heal(
@@ -380,7 +388,7 @@ def test_sweep_of_many_leftovers(root: Path) -> None:
     assert tmp_names(root) == []
 
 
-def test_a_committed_entry_is_held_until_the_block_ends(graph: Graph) -> None:
+def test_a_committed_entry_is_held_until_the_block_ends(graph: Graph, root: Path) -> None:
     facts = Facts(diff_id="sha256:" + "0" * 64)
     for expected in (True, False):
         with graph.stage() as staging:
@@ -388,6 +396,7 @@ def test_a_committed_entry_is_held_until_the_block_ends(graph: Graph) -> None:
             staging.put_facts(facts)
             staging.put_record(record(1))
             assert staging.commit(ImageId(make_id(1)), exists_ok=True) is expected
+            assert len(tmp_names(root)) == 0
             assert graph.in_use() == {make_id(1)}
             assert graph.gc() == []
             with pytest.raises(BusyError):

@@ -139,6 +139,8 @@ def test_unknown_fields_survive() -> None:
         ('{"id":"deadbeef"}'.encode("utf-16-be"), "UTF-16"),
         (b'{"id":"deadbeef","x":' + b"[" * 10000 + b"]" * 10000 + b"}", "nested"),
         (b'{"a":' * 5000, "nested"),
+        (b'"' + b'\\"' * (MAX_JSON // 2 - 1), "not valid JSON"),
+        (b'{"x":"' + b"\\" * (MAX_JSON // 2 - 1), "not valid JSON"),
         (b'{"id":"deadbeef","x":"' + b"a" * MAX_JSON + b'"}', "larger than"),
     ],
 )
@@ -204,7 +206,16 @@ def test_facts_round_trip_and_tolerate_later_fields() -> None:
 
 @pytest.mark.parametrize(
     "raw",
-    [b"", b"[]", b"{", b'{"size":"x"}', b'{"dialect":"klingon"}', b"\xff", b'{"size":1e400}'],
+    [
+        b"",
+        b"[]",
+        b"{",
+        b'{"size":"x"}',
+        b'{"dialect":"klingon"}',
+        b"\xff",
+        b'{"size":1e400}',
+        b"[" * 100000,
+    ],
 )
 def test_damaged_facts(raw: bytes) -> None:
     with pytest.raises(StoreError, match="is damaged"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -194,3 +195,20 @@ def test_processes_setting_tags_lose_none(graph: Graph, root: Path) -> None:
     children = [fork(lambda number=number: child(number)) for number in range(3)]  # type: ignore[misc]  # mypy cannot infer lambdas with defaults
     assert [os.waitpid(pid, 0)[1] for pid in children] == [0, 0, 0]
     assert len(graph.tags.all()) == 30
+
+
+def test_a_full_disk_changes_nothing(
+    graph: Graph, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph.tags.set(REF, ONE)
+    before = sorted(os.listdir(root))
+
+    def full(_fd: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space"):
+            graph.tags.set(REF, TWO, force=True)
+    assert graph.tags.get(REF) == ONE
+    assert sorted(os.listdir(root)) == before

@@ -20,7 +20,8 @@ MAX_JSON: Final = 1 << 20
 #: Deepest nesting of arrays and objects; an image's configuration needs four levels.
 MAX_NESTING: Final = 100
 
-_STRING: Final = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
+# Possessive, and matching unterminated strings too, so that no text makes it try twice.
+_STRING: Final = re.compile(r'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 _BRACKET: Final = re.compile(r"[\[\]{}]")
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 

@@ -16,6 +16,7 @@ import attrs
 
 import unionfs
 from unionfs.errors import (
+    InvalidNameError,
     MissingParentError,
     NotFoundError,
     ParentCycleError,
@@ -148,7 +149,7 @@ class Graph:
         """Tell whether the entry of exactly this id is there and sound."""
         try:
             self.get_exact(image_id)
-        except (NotFoundError, StoreError):
+        except (InvalidNameError, NotFoundError, StoreError):
             return False
         return True
 

@@ -67,7 +67,7 @@ class Staging:
     `put_facts`), then `commit`. When the block ends without a commit everything is removed.
     An entry that was committed, or found to exist, stays held (it cannot be deleted or
     collected) until the block ends; an import keeps the blocks of all its layers open
-    until the image on top is committed.
+    until the image on top is committed and tagged.
     """
 
     path: bytes
@@ -167,11 +167,15 @@ class Staging:
                         raise
                 if self._keep_existing(image_id):
                     if exists_ok:
-                        return False
+                        break
                     raise ConflictError(f"image {image_id} already exists")
-            self._committed = True
+            self._committed = self._held is None
             # From maker's to user's lock; nobody interferes while we have the store's.
-            fcntl.flock(self.fd, fcntl.LOCK_SH)
+            if self._committed:
+                fcntl.flock(self.fd, fcntl.LOCK_SH)
+        if not self._committed:
+            remove_tree(self._name, self._tmp_fd)  # now: the block may be kept open for long
+            return False
         self.path = self._graph_path + b"/" + name
         os.fsync(self._graph_fd)
         return True
@@ -238,13 +242,16 @@ def sweep(graph_fd: int) -> int:
     """
     removed = 0
     stuck: set[bytes] = set()
+    try:
+        with directory(TMP_NAME, graph_fd) as tmp_fd:
+            if not os.listdir(tmp_fd):
+                return 0  # the usual case needs no lock
+    except FileNotFoundError:
+        return 0
     while True:
         taken: list[tuple[bytes, int | None]] = []
         with store_lock(graph_fd, exclusive=True):
-            try:
-                tmp_fd = open_dir(TMP_NAME, graph_fd)
-            except FileNotFoundError:
-                return removed
+            tmp_fd = _open_tmp(graph_fd)
             for name in sorted(os.listdir(tmp_fd)):
                 raw = os.fsencode(name)
                 if len(taken) >= _BATCH:

@@ -103,8 +103,13 @@ class TagStore:
         data = dump_compact({**document, key: ordered})
         with contextlib.suppress(FileNotFoundError):
             os.unlink(_TEMPORARY, dir_fd=root_fd)  # of a crash; we have the lock
-        write_file(_TEMPORARY, data, root_fd, sync=True)
-        os.rename(_TEMPORARY, FILE_NAME, src_dir_fd=root_fd, dst_dir_fd=root_fd)
+        try:
+            write_file(_TEMPORARY, data, root_fd, sync=True)
+            os.rename(_TEMPORARY, FILE_NAME, src_dir_fd=root_fd, dst_dir_fd=root_fd)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.unlink(_TEMPORARY, dir_fd=root_fd)
+            raise
         os.fsync(root_fd)
 
     def _rows(self) -> list[_Row]:
