@@ -20,7 +20,9 @@ from unionfs.branch.branch import Branch, DirScan, Status
 
 __all__ = ["Child", "DirView", "Stack", "merge"]
 
+#: Views kept open by a stack, and the fds they may hold together (1024 is a usual limit).
 _VIEWS = 256
+_FDS = 256
 
 
 class Child(NamedTuple):
@@ -133,6 +135,7 @@ class Stack:
             raise ValueError("a stack needs at least one branch")
         self.branches = tuple(branches)
         self._views: OrderedDict[bytes, DirView] = OrderedDict()
+        self._open = 0
 
     @classmethod
     def open(cls, paths: Iterable[bytes]) -> Self:
@@ -149,6 +152,7 @@ class Stack:
     def close(self) -> None:
         """Release every fd."""
         self._views.clear()
+        self._open = 0
         for branch in self.branches:
             branch.close()
 
@@ -172,17 +176,28 @@ class Stack:
         if found is not None:
             self._views.move_to_end(path)
             return found
-        if path:
-            parent_path, _, name = path.rpartition(b"/")
-            parent = self.view(parent_path)
-            found = None if parent is None else parent.enter(name)
-        else:
+        # From the nearest known ancestor down; not recursive, names may have 2000 components.
+        below: list[bytes] = []
+        while path and path not in self._views:
+            path, _, name = path.rpartition(b"/")
+            below.append(name)
+        found = self._views.get(path)
+        if found is None:
             found = self.root()
-        if found is not None:
-            self._views[path] = found
-            if len(self._views) > _VIEWS:
-                self._views.popitem(last=False)
+            self._remember(path, found)
+        for name in reversed(below):
+            found = found.enter(name)
+            if found is None:
+                return None
+            path = path + b"/" + name if path else name
+            self._remember(path, found)
         return found
+
+    def _remember(self, path: bytes, view: DirView) -> None:
+        self._views[path] = view
+        self._open += len(view.fds)
+        while len(self._views) > 1 and (len(self._views) > _VIEWS or self._open > _FDS):
+            self._open -= len(self._views.popitem(last=False)[1].fds)
 
     def find(self, path: bytes) -> tuple[DirView, bytes] | None:
         """Return the parent view and name of a visible entry below the root, or None."""
@@ -201,11 +216,19 @@ class Stack:
 
     def walk(self, path: bytes = b"") -> Iterator[tuple[bytes, DirView, bytes]]:
         """Yield (path, parent view, name) of everything below `path`, parents first, sorted."""
-        view = self.view(path)
-        if view is None:
-            return
-        for name in sorted(view.listing):
-            inner = path + b"/" + name if path else name
-            yield inner, view, name
-            if view.listing[name].is_dir:
-                yield from self.walk(inner)
+        # Only names are kept between two steps, so depth costs neither stack nor fds.
+        pending = [path]
+        while pending:
+            at = pending.pop()
+            parent_path, _, name = at.rpartition(b"/")
+            if at != path:
+                parent = self.view(parent_path)
+                if parent is None:
+                    continue
+                yield at, parent, name
+                if not parent.listing[name].is_dir:
+                    continue
+            view = self.view(at)
+            if view is not None:
+                prefix = at + b"/" if at else b""
+                pending += [prefix + inner for inner in sorted(view.listing, reverse=True)]

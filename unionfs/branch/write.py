@@ -158,6 +158,12 @@ class Writer:
 
     # -- attributes --------------------------------------------------------------
 
+    def set_attributes(
+        self, dirfd: int, name: bytes, mode: int, uid: int, gid: int, rdev: int = 0
+    ) -> None:
+        """Set owner and permission bits of an existing entry at once; `mode` has its type."""
+        self._own(dirfd, name, mode, uid, gid, rdev)
+
     def set_owner(self, dirfd: int, name: bytes, uid: int, gid: int) -> None:
         """Give the entry to `uid` and `gid`; -1 keeps one as it is (chown(2))."""
         st = self.branch.status(dirfd, name)
@@ -177,6 +183,10 @@ class Writer:
     def set_mode(self, dirfd: int, name: bytes, mode: int) -> None:
         """Set the permission bits `mode` (07777)."""
         st = self.branch.status(dirfd, name)
+        if self.native and not self._recorded(dirfd, name):
+            # Not by way of _own: even a chown to the same ids clears security.capability.
+            _chmod(dirfd, name, stat.S_IMODE(mode))
+            return
         self._own(dirfd, name, st.fmt | stat.S_IMODE(mode), st.uid, st.gid, st.rdev)
 
     def set_times(self, dirfd: int, name: bytes, atime_ns: int, mtime_ns: int) -> None:
@@ -217,11 +227,14 @@ class Writer:
             raise OSError(errno.EPERM, "reserved for the union", name)
         return attribute if self.native else xattrs.encode(attribute)
 
+    def _recorded(self, dirfd: int, name: bytes) -> bool:
+        return self.branch.marked and self.branch.override(dirfd, name) is not None
+
     def _own(self, dirfd: int, name: bytes, mode: int, uid: int, gid: int, rdev: int) -> None:
         """Make owner and mode of an existing entry present as given."""
         fmt = stat.S_IFMT(mode)
         perm = stat.S_IMODE(mode)
-        recorded = self.branch.marked and self.branch.override(dirfd, name) is not None
+        recorded = self._recorded(dirfd, name)
         if self.native:
             os.chown(name, uid, gid, dir_fd=dirfd, follow_symlinks=False)
             if not recorded:
