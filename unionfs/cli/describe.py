@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from typing import TYPE_CHECKING, Any, Final
-
-import attrs
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from unionfs.errors import StoreError, UnionfsError
 
@@ -25,8 +23,7 @@ _CONFIG_NAME: Final = b"/config.json"
 _MAX_CONFIG: Final = 8 << 20
 
 
-@attrs.frozen
-class Layer:
+class Layer(NamedTuple):
     """One line of an image's history; `size` in bytes, `command` made the layer."""
 
     image: Image
