@@ -475,7 +475,8 @@ def test_a_held_image_and_its_base_stay_even_with_force(graph: Graph) -> None:
         graph.hold(make_id(2))
 
 
-def test_removal_follows_nothing_and_needs_no_rights(open_tmp: Path) -> None:
+@pytest.mark.parametrize("layer_mode", [0o555, 0])
+def test_removal_follows_nothing_and_needs_no_rights(open_tmp: Path, layer_mode: int) -> None:
     """Layers of a plain user may hold directories of any mode, however deep."""
     root = open_tmp / "store"
     outside = open_tmp / "outside"
@@ -505,7 +506,7 @@ def test_removal_follows_nothing_and_needs_no_rights(open_tmp: Path) -> None:
 
     def child() -> None:
         with Graph(os.fsencode(root)) as graph:
-            image = graph.register(record(1), hostile, layer_mode=0o555)
+            image = graph.register(record(1), hostile, layer_mode=layer_mode)
             graph.delete(image.id)
             assert graph.all() == []
         assert tmp_names(root) == []

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.crash import run_killed_at
 from support.storefiles import make_id, tmp_names
 
+from unionfs import _sys
 from unionfs.store.facts import Facts
 from unionfs.store.graph import Graph
 from unionfs.store.ids import ImageId
@@ -86,6 +88,34 @@ def test_register(tmp_path: Path) -> None:
         return state
 
     assert_one_switch(every_step(tmp_path, lambda _: None, add, check), "old", "new")
+
+
+def test_order_of_what_reaches_the_disk(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Content is on disk before the name is, and the name before the call returns."""
+    calls: list[str] = []
+
+    def noting(module: object, name: str) -> None:
+        call = getattr(module, name)
+
+        def note(*args: Any, **kwargs: Any) -> Any:
+            result = call(*args, **kwargs)
+            calls.append(name)
+            return result
+
+        monkeypatch.setattr(module, name, note)
+
+    with Graph(os.fsencode(root)) as graph:
+        noting(_sys, "syncfs")
+        noting(os, "rename")
+        noting(os, "fsync")
+        add(graph)
+        assert calls == ["syncfs", "rename", "fsync"]
+        calls.clear()
+        graph.tags.set(REF, ID)
+        assert calls == ["fsync", "rename", "fsync"]
+        calls.clear()
+        graph.delete(ID, force=True)
+        assert calls[:5] == ["fsync", "rename", "fsync", "rename", "fsync"]
 
 
 def test_register_over_a_damaged_entry(tmp_path: Path) -> None:

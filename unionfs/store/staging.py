@@ -32,6 +32,7 @@ from unionfs.store.ids import validate_id
 from unionfs.store.locks import hold_image, store_lock, try_exclusive
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import TracebackType
 
     from unionfs.store.entry import Image
@@ -60,6 +61,16 @@ def _open_tmp(graph_fd: int) -> int:
         raise
 
 
+@contextlib.contextmanager
+def _tmp(graph_fd: int) -> Iterator[int]:
+    """Open `:tmp:` for one operation: hundreds of staging areas may be open at a time."""
+    fd = _open_tmp(graph_fd)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
 class Staging:
     """A directory in which an entry is built; made by `Graph.stage`, used in a `with` block.
 
@@ -83,14 +94,9 @@ class Staging:
         self._held: int | None = None
         self.path = graph_path + b"/" + TMP_NAME + b"/" + self._name
         # The shared lock keeps sweepers away until the directory carries its own lock.
-        with store_lock(graph_fd, exclusive=False):
-            self._tmp_fd = _open_tmp(graph_fd)
-            try:
-                os.mkdir(self._name, 0o700, dir_fd=self._tmp_fd)
-                self.fd = open_dir(self._name, self._tmp_fd)
-            except OSError:
-                os.close(self._tmp_fd)
-                raise
+        with store_lock(graph_fd, exclusive=False), _tmp(graph_fd) as tmp_fd:
+            os.mkdir(self._name, 0o700, dir_fd=tmp_fd)
+            self.fd = open_dir(self._name, tmp_fd)
             fcntl.flock(self.fd, fcntl.LOCK_EX)
 
     def __enter__(self) -> Self:
@@ -110,15 +116,19 @@ class Staging:
             return
         try:
             if not self._committed:
-                remove_tree(self._name, self._tmp_fd)
+                self._remove()
         except OSError as error:
             # What was going on matters more than this; the next sweep tries again.
             _log.warning("%s could not be removed: %s", show(self.path), error)
         finally:
-            for fd in (self.fd, self._tmp_fd, self._held):
-                if fd is not None:
-                    os.close(fd)
+            os.close(self.fd)
+            if self._held is not None:
+                os.close(self._held)
             self.fd = -1
+
+    def _remove(self) -> None:
+        with _tmp(self._graph_fd) as tmp_fd:
+            remove_tree(self._name, tmp_fd)
 
     def make_layer(self, mode: int = 0o755) -> int:
         """Make the empty `layer/` with exactly this mode; return a descriptor the caller closes."""
@@ -156,11 +166,11 @@ class Staging:
         # One call for all files of the layer; fsync(2) of each of thousands would take minutes.
         _sys.syncfs(self.fd)
         name = image_id.encode()
-        with store_lock(self._graph_fd, exclusive=True):
+        with store_lock(self._graph_fd, exclusive=True), _tmp(self._graph_fd) as tmp_fd:
             self._check_parent(staged)
             for last_try in (False, True):
                 try:
-                    os.rename(self._name, name, src_dir_fd=self._tmp_fd, dst_dir_fd=self._graph_fd)
+                    os.rename(self._name, name, src_dir_fd=tmp_fd, dst_dir_fd=self._graph_fd)
                     break
                 except OSError as error:
                     if error.errno not in _EXISTS or last_try:
@@ -174,7 +184,7 @@ class Staging:
             if self._committed:
                 fcntl.flock(self.fd, fcntl.LOCK_SH)
         if not self._committed:
-            remove_tree(self._name, self._tmp_fd)  # now: the block may be kept open for long
+            self._remove()  # now: the block may be kept open for long
             return False
         self.path = self._graph_path + b"/" + name
         os.fsync(self._graph_fd)
@@ -223,11 +233,8 @@ def discard(graph_fd: int, name: bytes) -> tuple[bytes, int]:
             raise BusyError(f"image {show(name)} is in use by a mount or an import")
     trash = b"trash-" + secrets.token_hex(8).encode()
     try:
-        tmp_fd = _open_tmp(graph_fd)
-        try:
+        with _tmp(graph_fd) as tmp_fd:
             os.rename(name, trash, src_dir_fd=graph_fd, dst_dir_fd=tmp_fd)
-        finally:
-            os.close(tmp_fd)
     except OSError:
         os.close(fd)
         raise
