@@ -1,0 +1,153 @@
+"""Changing attributes and extended attributes.
+
+Invariant: a change that the arguments forbid fails before anything is copied up, and an
+entry is copied up before it changes, never changed in a layer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from typing import Final
+
+from unionfs.branch import Writer, xattrs
+from unionfs.branch.branch import proc_path
+from unionfs.union import acl
+from unionfs.union.copyup import CopyUp
+from unionfs.union.handles import Handles
+from unionfs.union.node import UPPER, DirNode, Node
+from unionfs.union.options import SetAttr
+from unionfs.union.tree import Tree, error
+from unionfs.union.workarea import WorkArea
+
+__all__ = ["Attributes"]
+
+_CAPABILITY: Final = "security.capability"
+
+
+class Attributes:
+    """Attribute changes in one engine that has a rw branch."""
+
+    def __init__(
+        self, tree: Tree, writer: Writer, work: WorkArea, copyup: CopyUp, handles: Handles
+    ) -> None:
+        self._tree = tree
+        self._work = work
+        self._writer = writer
+        self._copyup = copyup
+        self._handles = handles
+
+    def set(self, node: Node, changes: SetAttr) -> None:
+        """Change owner, then mode, then size, then times, as one chown would undo the other."""
+        if isinstance(node, DirNode):
+            if node.final is not None:
+                raise error(errno.ENOENT)
+            node.inherit = None
+        if changes.size is not None:
+            if node.is_dir:
+                raise error(errno.EISDIR)
+            if node.fmt != stat.S_IFREG:
+                raise error(errno.EINVAL)
+        self._copyup.bring_up(node, changes.size)
+        if changes.uid is not None or changes.gid is not None:
+            self._chown(node, changes.uid, changes.gid)
+        _, fd, name = self._tree.place(node)
+        if changes.mode is not None and node.fmt != stat.S_IFLNK:
+            self._writer.set_mode(fd, name, stat.S_IMODE(changes.mode))
+            self._acl_follows_mode(fd, name, changes.mode)
+        if changes.size is not None:
+            self._handles.truncate(node, changes.size)
+        if changes.atime_ns is not None or changes.mtime_ns is not None:
+            self._set_times(node, changes.atime_ns, changes.mtime_ns)
+
+    def _chown(self, node: Node, uid: int | None, gid: int | None) -> None:
+        branch, fd, name = self._tree.place(node)
+        new_uid = -1 if uid is None else uid
+        new_gid = -1 if gid is None else gid
+        if self._writer.native or node.fmt in (stat.S_IFREG, stat.S_IFDIR):
+            self._writer.set_owner(fd, name, new_uid, new_gid)
+        else:
+            status = branch.status(fd, name)
+            owner = (
+                status.uid if uid is None else uid,
+                status.gid if gid is None else gid,
+            )
+            if owner != (status.uid, status.gid):
+                self._replace_special(node, *owner)
+        if node.fmt == stat.S_IFREG:
+            with contextlib.suppress(OSError):
+                self._writer.remove_xattr(fd, name, _CAPABILITY)
+
+    def _replace_special(self, node: Node, uid: int, gid: int) -> None:
+        """Put a placeholder in the place of a real link, fifo or socket that root would own."""
+        branch, fd, name = self._tree.place(node)
+        status = branch.status(fd, name)
+        if node.nlink != 1 or node.gone:
+            raise error(errno.EPERM)
+        target = branch.readlink(fd, name) if status.fmt == stat.S_IFLNK else b""
+        work_fd, temp = self._work.fd, self._work.new_name()
+        self._writer.create(work_fd, temp, status.mode, uid, gid, target=target)
+        self._writer.set_times(work_fd, temp, status.atime_ns, status.mtime_ns)
+        with contextlib.suppress(OSError):
+            number = b"%d" % node.ino
+            os.setxattr(proc_path(work_fd, temp), self._tree.ino_xattr, number)
+        os.rename(temp, name, src_dir_fd=work_fd, dst_dir_fd=fd)
+        made = branch.status(fd, name)
+        self._tree.inodes.rekey(node, (UPPER, made.dev, made.ino))
+        for parent, inner in node.names():
+            self._tree.scan(parent).entries[inner] = stat.S_IFREG
+
+    def _acl_follows_mode(self, fd: int, name: bytes, mode: int) -> None:
+        """Do for a stored ACL what the kernel does for a real one."""
+        if self._writer.native:
+            return
+        with contextlib.suppress(OSError):
+            access = self._writer.branch.get_xattr(fd, name, acl.ACCESS)
+            self._writer.set_xattr(fd, name, acl.ACCESS, acl.with_mode(access, mode))
+
+    def _set_times(self, node: Node, atime_ns: int | None, mtime_ns: int | None) -> None:
+        branch, fd, name = self._tree.place(node)
+        if atime_ns is None or mtime_ns is None:
+            status = branch.status(fd, name)
+            atime_ns = status.atime_ns if atime_ns is None else atime_ns
+            mtime_ns = status.mtime_ns if mtime_ns is None else mtime_ns
+        self._writer.set_times(fd, name, atime_ns, mtime_ns)
+
+    # -- extended attributes -----------------------------------------------------
+
+    def _list(self, node: Node) -> list[str]:
+        branch, fd, entry = self._tree.place(node)
+        return branch.list_xattrs(fd, entry)
+
+    def set_xattr(self, node: Node, name: str, value: bytes, flags: int) -> None:
+        """Set an attribute (flags of setxattr(2)); an ACL sets the mode as well."""
+        if xattrs.is_hidden(name):
+            raise error(errno.EPERM)
+        if node.branch != UPPER and flags:
+            there = name in self._list(node)
+            if there and flags & os.XATTR_CREATE:
+                raise error(errno.EEXIST)
+            if not there and flags & os.XATTR_REPLACE:
+                raise error(errno.ENODATA)
+        self._copyup.bring_up(node)
+        branch, fd, entry = self._tree.place(node)
+        self._writer.set_xattr(fd, entry, name, value, flags)
+        if isinstance(node, DirNode):
+            node.inherit = None
+        if name == acl.ACCESS and not self._writer.native:
+            mode = branch.status(fd, entry).mode
+            self._writer.set_mode(fd, entry, stat.S_IMODE(acl.mode_of(value, mode)))
+
+    def remove_xattr(self, node: Node, name: str) -> None:
+        """Remove an attribute; ENODATA without one, and then nothing is copied up."""
+        if xattrs.is_hidden(name):
+            raise error(errno.EPERM)
+        if node.branch != UPPER and name not in self._list(node):
+            raise error(errno.ENODATA)
+        self._copyup.bring_up(node)
+        _, fd, entry = self._tree.place(node)
+        self._writer.remove_xattr(fd, entry, name)
+        if isinstance(node, DirNode):
+            node.inherit = None

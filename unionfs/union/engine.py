@@ -1,0 +1,370 @@
+"""The union engine: one object with the operations of a filesystem, by inode number.
+
+It knows nothing of FUSE. Every method raises OSError with the errno that the system call
+should give; `Engine.start` raises the errors of `unionfs.errors` for people.
+
+Invariant: layers are only ever read; the rw branch changes by atomic steps. All methods
+belong to one thread (or one lock), except `CopyPlan.copy`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from typing import Self
+
+from unionfs.branch import whiteout
+from unionfs.union.attributes import Attributes
+from unionfs.union.copyup import CopyPlan, CopyUp
+from unionfs.union.handles import Handles
+from unionfs.union.hardlinks import HardLinks
+from unionfs.union.inodes import ROOT_INO
+from unionfs.union.journal import Journal
+from unionfs.union.names import Names
+from unionfs.union.node import UPPER, Node
+from unionfs.union.opening import check_paths, lock, make_root, open_branch, open_writer
+from unionfs.union.options import Attr, Caller, DirItem, EngineOptions, SetAttr, Stats
+from unionfs.union.rename import Rename
+from unionfs.union.tree import Tree, error
+from unionfs.union.workarea import WorkArea
+
+__all__ = ["Engine"]
+
+_NAME_FIELD = 9
+
+
+class _Changes:
+    """The parts that exist only with a rw branch."""
+
+    def __init__(self, tree: Tree, links: HardLinks) -> None:
+        writer = tree.writer
+        if writer is None:
+            raise ValueError("no rw branch")
+        self.work = WorkArea(writer.branch)
+        tree.work_fd = self.work.fd
+        self.journal = Journal(writer.branch, self.work, tree.stats)
+        self.journal.replay()
+        self.work.sweep()
+        make_root(tree, writer)
+        self.copyup = CopyUp(tree, writer, self.work, self.journal, links)
+        self.handles = Handles(tree, self.copyup)
+        self.names = Names(tree, writer, self.work, self.journal, self.copyup)
+        self.rename = Rename(tree, self.work, self.journal, self.copyup, self.names)
+        self.attributes = Attributes(tree, writer, self.work, self.copyup, self.handles)
+
+
+class Engine:
+    """A union of read-only layers under an optional rw branch; made by `start`."""
+
+    root = ROOT_INO
+
+    def __init__(self, tree: Tree, lock_fd: int) -> None:
+        self._tree = tree
+        self._lock = lock_fd
+        links = HardLinks(tree)
+        self._changes = _Changes(tree, links) if tree.writer is not None else None
+        self._handles = self._changes.handles if self._changes else Handles(tree, None)
+        self._held: list[Node] = []
+
+    @classmethod
+    def start(
+        cls,
+        layers: Sequence[bytes],
+        rw: bytes | None,
+        *,
+        options: EngineOptions | None = None,
+    ) -> Self:
+        """Open the union of `layers`, top first, under the directory `rw`.
+
+        Raises UsageError, NotFoundError, UnsupportedError, BusyError (rw in use elsewhere),
+        StoreError (unreadable journal) or OSError.
+        """
+        options = options or EngineOptions()
+        with contextlib.ExitStack() as undo:
+            lowers = [undo.enter_context(open_branch(path)) for path in layers]
+            upper, writer, lock_fd = None, None, -1
+            if rw is not None:
+                upper = undo.enter_context(open_branch(rw))
+            check_paths(layers, rw)
+            if upper is not None and not options.read_only:
+                lock_fd = lock(upper)
+                undo.callback(os.close, lock_fd)
+                writer = open_writer(upper, options)
+            tree = Tree(lowers, upper, writer, options)
+            undo.callback(tree.close)
+            engine = cls(tree, lock_fd)
+            undo.pop_all()
+        return engine
+
+    def close(self) -> None:
+        """Release everything and remove the work area; open files are gone with it."""
+        self._tree.close()
+        if self._changes is not None:
+            self._changes.work.close()
+        for branch in self._tree.branches[0 if self._tree.upper is not None else 1 :]:
+            branch.close()
+        if self._lock >= 0:
+            os.close(self._lock)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def stats(self) -> Stats:
+        """Counters since `start`."""
+        return self._tree.stats
+
+    @property
+    def native(self) -> bool:
+        """Whether the rw branch keeps ownership, devices and privileged xattrs for real."""
+        return self._tree.writer is not None and self._tree.writer.native
+
+    @property
+    def read_only(self) -> bool:
+        """Whether every change is refused with EROFS."""
+        return self._changes is None
+
+    def _writable(self) -> _Changes:
+        if self._changes is None:
+            raise error(errno.EROFS)
+        return self._changes
+
+    # -- nodes and attributes ------------------------------------------------------
+
+    def lookup(self, parent: int, name: bytes) -> Attr:
+        """Find a name and count one reference on it; ENOENT without it."""
+        tree = self._tree
+        tree.stats.lookups += 1
+        directory = tree.dir(parent)
+        node = directory.children.get(name) or tree.need(directory, name)
+        attr = tree.attr(node)
+        node.refs += 1
+        return attr
+
+    def remember(self, ino: int) -> None:
+        """Count one reference on a node that `readdir` has just yielded."""
+        self._tree.node(ino).refs += 1
+
+    def forget(self, ino: int, count: int = 1) -> None:
+        """Take references back; a node without any is dropped."""
+        node = self._tree.inodes.by_ino.get(ino)
+        if node is not None and ino != ROOT_INO:
+            node.refs = max(0, node.refs - count)
+            self._tree.release(node)
+
+    def getattr(self, ino: int, fh: int | None = None) -> Attr:
+        """Return attributes; handles follow their node, so `fh` needs no look."""
+        del fh
+        return self._tree.attr(self._tree.node(ino))
+
+    def setattr(self, ino: int, changes: SetAttr, fh: int | None = None) -> Attr:
+        """Change attributes; owner, mode, size, times in this order."""
+        del fh
+        node = self._tree.node(ino)
+        self._writable().attributes.set(node, changes)
+        return self._tree.attr(node)
+
+    def readlink(self, ino: int) -> bytes:
+        """Return a symbolic link's target."""
+        branch, fd, name = self._tree.place(self._tree.node(ino))
+        return branch.readlink(fd, name)
+
+    def getxattr(self, ino: int, name: str) -> bytes:
+        """Return an extended attribute's value; ENODATA without it."""
+        branch, fd, entry = self._tree.place(self._tree.node(ino))
+        return branch.get_xattr(fd, entry, name)
+
+    def listxattr(self, ino: int) -> list[str]:
+        """Return the names of the visible extended attributes."""
+        branch, fd, entry = self._tree.place(self._tree.node(ino))
+        return branch.list_xattrs(fd, entry)
+
+    def setxattr(self, ino: int, name: str, value: bytes, flags: int = 0) -> None:
+        """Set an extended attribute, with `flags` as the system call has them."""
+        self._writable().attributes.set_xattr(self._tree.node(ino), name, value, flags)
+
+    def removexattr(self, ino: int, name: str) -> None:
+        """Remove an extended attribute; ENODATA without it."""
+        self._writable().attributes.remove_xattr(self._tree.node(ino), name)
+
+    def statfs(self) -> os.statvfs_result:
+        """Return the rw branch's numbers (the top layer's without one); f_namemax is 251."""
+        tree = self._tree
+        position = UPPER if tree.upper is not None else UPPER + 1
+        fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=tree.branches[position].fd)
+        try:
+            values = list(os.fstatvfs(fd))
+        finally:
+            os.close(fd)
+        values[_NAME_FIELD] = min(values[_NAME_FIELD], whiteout.MAX_NAME)
+        return os.statvfs_result(values)
+
+    # -- names ---------------------------------------------------------------------
+
+    def _counted(self, node: Node) -> Attr:
+        node.refs += 1
+        return self._tree.attr(node)
+
+    def mknod(self, parent: int, name: bytes, mode: int, rdev: int, caller: Caller) -> Attr:
+        """Make a device, fifo, socket or empty file; counts one reference."""
+        if stat.S_IFMT(mode) in (stat.S_IFDIR, stat.S_IFLNK):
+            raise error(errno.EPERM, name)
+        if not stat.S_IFMT(mode):
+            mode |= stat.S_IFREG
+        changes = self._writable()
+        return self._counted(
+            changes.names.make(self._tree.dir(parent), name, mode, caller, rdev=rdev)
+        )
+
+    def mkdir(self, parent: int, name: bytes, mode: int, caller: Caller) -> Attr:
+        """Make a directory; counts one reference."""
+        return self._counted(
+            self._writable().names.mkdir(self._tree.dir(parent), name, mode, caller)
+        )
+
+    def symlink(self, parent: int, name: bytes, target: bytes, caller: Caller) -> Attr:
+        """Make a symbolic link; counts one reference."""
+        mode = stat.S_IFLNK | 0o777
+        changes = self._writable()
+        return self._counted(
+            changes.names.make(self._tree.dir(parent), name, mode, caller, target=target)
+        )
+
+    def link(self, ino: int, parent: int, name: bytes) -> Attr:
+        """Give a file one more name; counts one reference."""
+        node = self._tree.node(ino)
+        self._writable().names.link(node, self._tree.dir(parent), name)
+        return self._counted(node)
+
+    def create(
+        self, parent: int, name: bytes, mode: int, flags: int, caller: Caller
+    ) -> tuple[int, Attr]:
+        """Create and open a file (an existing one is opened, without O_EXCL); one reference."""
+        changes, directory = self._writable(), self._tree.dir(parent)
+        if not flags & os.O_EXCL and not whiteout.is_reserved(name):
+            existing = self._tree.find(directory, name)
+            if existing is not None:
+                fh = self._handles.open(existing, flags)
+                return fh, self._counted(existing)
+        node, fd = changes.names.create(directory, name, mode, caller)
+        fh = self._handles.adopt(node, fd)
+        return fh, self._counted(node)
+
+    def unlink(self, parent: int, name: bytes) -> None:
+        """Remove a file's name."""
+        self._writable().names.unlink(self._tree.dir(parent), name)
+
+    def rmdir(self, parent: int, name: bytes) -> None:
+        """Remove an empty directory."""
+        self._writable().names.rmdir(self._tree.dir(parent), name)
+
+    def rename(
+        self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int = 0
+    ) -> None:
+        """Rename with the flags of renameat2(2): 0, RENAME_NOREPLACE or RENAME_EXCHANGE."""
+        tree = self._tree
+        changes = self._writable()
+        try:
+            changes.rename.rename(tree.dir(parent), name, tree.dir(new_parent), new_name, flags)
+        finally:
+            self._let_go()
+
+    # -- files and directories -----------------------------------------------------
+
+    def open(self, ino: int, flags: int) -> int:
+        """Open a regular file; a lower one opened for writing is not copied up by that."""
+        return self._handles.open(self._tree.node(ino), flags)
+
+    def read(self, fh: int, offset: int, size: int) -> bytes:
+        """Read up to `size` bytes."""
+        return self._handles.read(fh, offset, size)
+
+    def write(self, fh: int, offset: int, data: bytes) -> int:
+        """Write, after copying a lower file up; return the number of bytes written."""
+        return self._handles.write(fh, offset, data)
+
+    def flush(self, fh: int) -> None:
+        """Do what close(2) of one descriptor asks for: nothing is buffered here."""
+        self._handles.file(fh)
+
+    def fsync(self, fh: int, datasync: bool = False) -> None:  # noqa: FBT001, FBT002  # shaped as the FUSE request
+        """Write a file to disk unless the engine is volatile."""
+        self._handles.fsync(fh, datasync=datasync)
+
+    def release(self, fh: int) -> None:
+        """Close a file handle."""
+        self._handles.release(fh)
+
+    def opendir(self, ino: int) -> int:
+        """Open a directory and take the snapshot of its names."""
+        return self._handles.opendir(self._tree.dir(ino))
+
+    def readdir(self, fh: int, start: int) -> Iterator[DirItem]:
+        """Yield entries from offset `start` on, without `.` and `..`; counts no reference.
+
+        A yielded entry's node lives until the next step unless `remember` is called.
+        Starting at 0 again takes a new snapshot of the names.
+        """
+        return self._handles.readdir(fh, start)
+
+    def fsyncdir(self, fh: int) -> None:
+        """Write a directory to disk unless the engine is volatile."""
+        self._handles.fsyncdir(fh)
+
+    def releasedir(self, fh: int) -> None:
+        """Close a directory handle."""
+        self._handles.releasedir(fh)
+
+    def parent(self, ino: int) -> int:
+        """Return the number of a directory's parent; the root is its own."""
+        parent = self._tree.dir(ino).parent
+        return ROOT_INO if parent is None else parent.ino
+
+    # -- copy-up in steps ------------------------------------------------------------
+
+    def copy_up_size(self, ino: int) -> int:
+        """Return how many bytes a copy-up of this node would copy; 0 when none is due."""
+        node = self._tree.inodes.by_ino.get(ino)
+        if node is None or node.fmt != stat.S_IFREG or node.status is None:
+            return 0
+        return node.status.size
+
+    def needs_copy_up(self, ino: int) -> bool:
+        """Tell whether a change of this node would copy it up first."""
+        return self._tree.node(ino).branch != UPPER
+
+    def plan_copy_up(self, ino: int) -> CopyPlan | None:
+        """Prepare a copy-up; None when there is nothing left to copy.
+
+        Then call `CopyPlan.copy` (in any thread) and `finish_copy_up`, or `abandon`.
+        """
+        return self._writable().copyup.plan(self._tree.node(ino))
+
+    def finish_copy_up(self, plan: CopyPlan) -> None:
+        """Make a copied file count; of several copies of one file the first one does."""
+        self._writable().copyup.finish(plan)
+
+    def plan_rename_copies(self, parent: int, name: bytes) -> list[int]:
+        """Return the files that renaming `name` will copy up; EXDEV when they are too many.
+
+        Their numbers stay valid until the next call of this method or of `rename`.
+        """
+        changes, tree = self._writable(), self._tree
+        self._let_go()
+        for ino in changes.rename.plan_copies(tree.dir(parent), name):
+            node = tree.node(ino)
+            node.refs += 1
+            self._held.append(node)
+        return [node.ino for node in self._held]
+
+    def _let_go(self) -> None:
+        for node in self._held:
+            node.refs -= 1
+            self._tree.release(node)
+        self._held.clear()

@@ -1,0 +1,67 @@
+"""Inode numbers and the table of live nodes.
+
+Invariant: at any time one number means one live node and one backing object one
+node. Numbers follow from the backing file alone, so they survive forget and remount:
+the original's st_ino, plus the index of its device above bit 48 when the branches are
+on several devices. A copied-up file keeps its original's number in an xattr.
+A number that is taken by something else gives way to a synthetic one.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from typing import Final
+
+from unionfs.union.node import Key, Node
+
+__all__ = ["ROOT_INO", "Inodes"]
+
+ROOT_INO: Final = 1
+_DEVICE_SHIFT: Final = 48
+_SYNTHETIC: Final = 1 << 62
+_MAX: Final = 1 << 63
+
+
+class Inodes:
+    """Live nodes by number and by backing file."""
+
+    def __init__(self, devices: Iterable[int]) -> None:
+        self._devices: dict[int, int] = {}
+        for device in devices:
+            self._devices.setdefault(device, len(self._devices))
+        self._synthetic = itertools.count(_SYNTHETIC)
+        self.by_ino: dict[int, Node] = {}
+        self.by_key: dict[Key, Node] = {}
+
+    def number(self, dev: int, st_ino: int, recorded: int | None = None) -> int:
+        """Return a free number for a backing file, its own one if possible."""
+        if recorded is not None and ROOT_INO < recorded < _MAX:
+            wanted = recorded
+        else:
+            index = self._devices.setdefault(dev, len(self._devices))
+            wanted = st_ino | (index << _DEVICE_SHIFT)
+        while wanted in self.by_ino or wanted == ROOT_INO:
+            wanted = next(self._synthetic)
+        return wanted
+
+    def add(self, node: Node) -> None:
+        """Enter a node that has a free number."""
+        self.by_ino[node.ino] = node
+        self.by_key[node.key] = node
+
+    def rekey(self, node: Node, key: Key) -> None:
+        """Follow a node to another backing file."""
+        self.forget_key(node)
+        node.key = key
+        self.by_key[key] = node
+
+    def forget_key(self, node: Node) -> None:
+        """Let the backing file's identity be used by others: it does not exist any more."""
+        if self.by_key.get(node.key) is node:
+            del self.by_key[node.key]
+
+    def drop(self, node: Node) -> None:
+        """Remove a node that nothing refers to."""
+        del self.by_ino[node.ino]
+        self.forget_key(node)

@@ -1,0 +1,92 @@
+"""Values that cross the engine's border: attributes, requests and settings.
+
+Invariant: ids in these values are image ids (0 is the image's root), times are ns
+since the epoch, `mode` includes the file type where it describes an existing entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import attrs
+
+__all__ = ["Attr", "Caller", "DirItem", "EngineOptions", "HardlinkTable", "SetAttr", "Stats"]
+
+#: st_ino of a file with several names -> its relative paths within the same layer.
+HardlinkTable = Mapping[int, tuple[bytes, ...]]
+
+
+class Attr(NamedTuple):
+    """What stat(2) shows; `ino` is also the handle for every other call."""
+
+    ino: int
+    mode: int
+    nlink: int
+    uid: int
+    gid: int
+    rdev: int
+    size: int
+    blocks: int
+    atime_ns: int
+    mtime_ns: int
+    ctime_ns: int
+
+
+class SetAttr(NamedTuple):
+    """A change of attributes; None leaves one as it is. `mode` counts only 07777."""
+
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    size: int | None = None
+    atime_ns: int | None = None
+    mtime_ns: int | None = None
+
+
+class Caller(NamedTuple):
+    """Who makes a new entry; the umask is already applied to the mode."""
+
+    uid: int
+    gid: int
+
+
+class DirItem(NamedTuple):
+    """One directory entry; `next_offset` is where a listing resumes after it."""
+
+    name: bytes
+    attr: Attr
+    next_offset: int
+
+
+@attrs.frozen
+class EngineOptions:
+    """Settings of one engine.
+
+    `volatile` skips every fsync. `native` forces the ownership dialect of the rw branch
+    (None: found by trying). `root_mode_fallback` replaces a root directory mode of 0700,
+    which old stores gave their layer directories for their own protection.
+    `link_tables` gives, by layer path, a loader of the layer's hard-link table.
+    `opens_known` says that every open file is announced by `open`; without it, files are
+    kept readable and writable after their last unlink until they are forgotten.
+    `dir_fds` bounds the cached directory fds (None: from RLIMIT_NOFILE).
+    """
+
+    volatile: bool = False
+    read_only: bool = False
+    native: bool | None = None
+    root_mode_fallback: int | None = None
+    link_tables: Mapping[bytes, Callable[[], HardlinkTable]] = attrs.field(factory=dict)
+    opens_known: bool = True
+    dir_fds: int | None = None
+
+
+@attrs.define
+class Stats:
+    """Counters since the engine was opened."""
+
+    lookups: int = 0
+    scans: int = 0
+    copy_ups: int = 0
+    copy_up_bytes: int = 0
+    journaled: int = 0

@@ -1,0 +1,430 @@
+"""The union as a tree of nodes: finding names, listing directories, reading attributes.
+
+A directory is listed once per branch: its lower branches give an immutable merged
+listing, the rw branch a scan that our own operations keep current. Finding a name in a
+listed directory is a few dict probes, whatever the number of layers, and one stat.
+
+Invariant: `scan` and `listing` of a directory say the same as the disk does after every
+operation, so dropping them loses nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterator, Sequence
+
+from unionfs.branch import Branch, DirScan, Status, Writer, merge, whiteout, xattrs
+from unionfs.branch.branch import proc_path
+from unionfs.union.dirfds import DirFds
+from unionfs.union.inodes import ROOT_INO, Inodes
+from unionfs.union.node import UPPER, DirNode, Node
+from unionfs.union.options import Attr, EngineOptions, Stats
+
+__all__ = ["Tree", "error"]
+
+_LEGACY_ROOT = 0o700
+
+
+def error(code: int, name: bytes = b"") -> OSError:
+    """Return the OSError of an errno."""
+    return OSError(code, os.strerror(code), name) if name else OSError(code, os.strerror(code))
+
+
+class Tree:
+    """Live nodes of the union and what they know of the branches.
+
+    `branches[0]` is the rw branch; without one it is a filler that no node refers to.
+    """
+
+    def __init__(
+        self,
+        lowers: Sequence[Branch],
+        upper: Branch | None,
+        writer: Writer | None,
+        options: EngineOptions,
+    ) -> None:
+        self.branches: list[Branch] = [upper if upper is not None else lowers[0], *lowers]
+        self.upper = upper
+        self.writer = writer
+        self.options = options
+        self.stats = Stats()
+        self.fds = DirFds(options.dir_fds)
+        order = [branch.device for branch in reversed(self.branches)]
+        self.inodes = Inodes(order)
+        self.work_fd = -1
+        self.count_links: Callable[[Node], int] | None = None
+        position = UPPER if upper is not None else UPPER + 1
+        st = os.stat(b".", dir_fd=self.branches[position].fd)
+        lower = tuple(range(UPPER + 1, len(self.branches)))
+        self.root = DirNode(ROOT_INO, (position, st.st_dev, st.st_ino), None, b".", lower)
+        self.inodes.add(self.root)
+
+    def close(self) -> None:
+        """Release every fd of nodes and directories."""
+        for node in self.inodes.by_ino.values():
+            self._close_node(node)
+        self.fds.close()
+
+    # -- nodes -------------------------------------------------------------------
+
+    def node(self, ino: int) -> Node:
+        """Return a live node; ESTALE when the caller's number is not one."""
+        node = self.inodes.by_ino.get(ino)
+        if node is None:
+            raise error(errno.ESTALE)
+        return node
+
+    def dir(self, ino: int) -> DirNode:
+        """Return a live directory; ENOTDIR for anything else."""
+        node = self.node(ino)
+        if not isinstance(node, DirNode):
+            raise error(errno.ENOTDIR)
+        return node
+
+    def release(self, node: Node) -> None:
+        """Drop a node, and then its parents, as far as nothing refers to them."""
+        current: DirNode | None
+        while node.idle:
+            current = node.parent
+            for parent, name in node.names():
+                if parent.children.get(name) is node:
+                    del parent.children[name]
+            for parent, _ in node.more or ():
+                if parent.idle and parent is not current:
+                    self.release(parent)
+            self._close_node(node)
+            if isinstance(node, DirNode):
+                for position in (UPPER, *node.lower):
+                    self.fds.drop(node, position)
+            self.inodes.drop(node)
+            if current is None or self.inodes.by_ino.get(current.ino) is not current:
+                return
+            node = current
+
+    def _close_node(self, node: Node) -> None:
+        if node.fd >= 0:
+            os.close(node.fd)
+            node.fd = -1
+        if node.anchor >= 0:
+            if node.anchor != self.work_fd:
+                os.close(node.anchor)
+            else:
+                os.unlink(node.name, dir_fd=self.work_fd)
+            node.anchor = -1
+
+    # -- places ------------------------------------------------------------------
+
+    def fd(self, node: DirNode, position: int) -> int:
+        """Return an O_PATH fd of a directory in one branch, valid for the current operation."""
+        fd = self.fds.get((node, position))
+        if fd >= 0:
+            return fd
+        missing: list[DirNode] = []
+        current = node
+        while fd < 0:
+            parent = current.parent
+            if parent is None:
+                fd = self.branches[position].fd
+                break
+            if current.gone:
+                raise error(errno.ENOENT, current.name)
+            missing.append(current)
+            current = parent
+            fd = self.fds.get((current, position))
+        branch = self.branches[position]
+        for inner in reversed(missing):
+            fd = branch.open_dir(fd, inner.name)
+            self.fds.put((inner, position), fd)
+        return fd
+
+    def place(self, node: Node) -> tuple[Branch, int, bytes]:
+        """Return branch, directory fd and name of the file that backs a node."""
+        branch = self.branches[node.branch]
+        if node.anchor >= 0:
+            return branch, node.anchor, node.name
+        if isinstance(node, DirNode):
+            return branch, self.fd(node, node.branch), b"."
+        if node.gone or node.parent is None:
+            raise error(errno.ESTALE)
+        return branch, self.fd(node.parent, node.branch), node.name
+
+    def path(self, node: DirNode) -> bytes:
+        """Return the directory's path relative to the root, which is empty itself."""
+        names: list[bytes] = []
+        current = node
+        while current.parent is not None:
+            names.append(current.name)
+            current = current.parent
+        return b"/".join(reversed(names))
+
+    # -- directories -------------------------------------------------------------
+
+    def scan(self, node: DirNode) -> DirScan:
+        """Return the rw branch's part of a directory."""
+        scan = node.scan
+        if scan is None:
+            if node.upper and not node.gone:
+                self.stats.scans += 1
+                scan = self.branches[UPPER].scan(self.fd(node, UPPER))
+                if scan.opaque:
+                    self.cut(node)
+            else:
+                scan = DirScan()
+            node.scan = scan
+        return scan
+
+    def cut(self, node: DirNode) -> None:
+        """Forget a directory's lower branches: the rw branch alone gives it from now on."""
+        for position in node.lower:
+            self.fds.drop(node, position)
+        node.lower = ()
+        node.listing = {}
+
+    def lower_fmt(self, node: DirNode, name: bytes) -> int | None:
+        """Return the type of what the lower branches have at a name, hidden or not."""
+        self.scan(node)
+        if node.listing is None:
+            self._list_lower(node)
+        child = (node.listing or {}).get(name)
+        return None if child is None else child.fmt
+
+    def _list_lower(self, node: DirNode) -> None:
+        scans = []
+        for position in node.lower:
+            scan = self.branches[position].scan(self.fd(node, position))
+            self.stats.scans += 1
+            scans.append((position, scan))
+            if scan.opaque:
+                break
+        node.listing = merge(scans)
+
+    def names(self, node: DirNode) -> list[bytes]:
+        """Return every visible name of a directory."""
+        scan = self.scan(node)
+        if node.listing is None:
+            self._list_lower(node)
+        listing = node.listing or {}
+        if not scan.entries and not scan.whiteouts:
+            return list(listing)
+        entries, hidden = scan.entries, scan.whiteouts
+        below = [name for name in listing if name not in entries and name not in hidden]
+        return [*entries, *below]
+
+    def is_empty(self, node: DirNode) -> bool:
+        """Tell whether a directory has no visible name."""
+        return not self.names(node)
+
+    def has(self, node: DirNode, name: bytes) -> bool:
+        """Tell whether a name is visible, without looking at the entry."""
+        if name in node.children:
+            return True
+        scan = self.scan(node)
+        if name in scan.entries:
+            return True
+        return name not in scan.whiteouts and self.lower_fmt(node, name) is not None
+
+    def find(self, node: DirNode, name: bytes) -> Node | None:
+        """Return the node of a visible name, made if need be, or None."""
+        found = node.children.get(name)
+        if found is not None:
+            return found
+        if node.gone or whiteout.is_reserved(name):
+            return None
+        scan = self.scan(node)
+        hidden = name in scan.whiteouts
+        if name in scan.entries:
+            # A whiteout beside the entry: it hides what is below (see branch.merge).
+            lower = self._lower_dirs(node, name) if not hidden else ()
+            return self.load(node, name, UPPER, lower)
+        if hidden:
+            return None
+        if node.listing is None:
+            self._list_lower(node)
+        child = (node.listing or {}).get(name)
+        if child is None:
+            return None
+        return self.load(node, name, child.branches[0], child.branches)
+
+    def need(self, node: DirNode, name: bytes) -> Node:
+        """Return the node of a visible name; ENOENT without one."""
+        if len(name) > whiteout.NAME_MAX:
+            raise error(errno.ENAMETOOLONG, name)
+        found = self.find(node, name)
+        if found is None:
+            raise error(errno.ENOENT, name)
+        return found
+
+    def _lower_dirs(self, node: DirNode, name: bytes) -> tuple[int, ...]:
+        if self.lower_fmt(node, name) != stat.S_IFDIR or node.listing is None:
+            return ()
+        return node.listing[name].branches
+
+    def load(
+        self, parent: DirNode, name: bytes, position: int, lower: tuple[int, ...] = ()
+    ) -> Node:
+        """Make (or meet again) the node of an entry of one branch."""
+        branch, fd = self.branches[position], self.fd(parent, position)
+        status = branch.status(fd, name)
+        key = (position, status.dev, status.ino)
+        known = self.inodes.by_key.get(key)
+        if known is not None and not known.is_dir:
+            self.attach(known, parent, name)
+            return known
+        recorded = self._recorded(fd, name, status) if position == UPPER else None
+        node = self.enter(parent, name, position, status, lower, recorded)
+        if position != UPPER and node.nlink > 1 and self.count_links is not None:
+            node.nlink = self.count_links(node)
+        return node
+
+    def enter(
+        self,
+        parent: DirNode,
+        name: bytes,
+        position: int,
+        status: Status,
+        lower: tuple[int, ...] = (),
+        recorded: int | None = None,
+    ) -> Node:
+        """Make the node of an entry whose attributes are known."""
+        ino = self.inodes.number(status.dev, status.ino, recorded)
+        key = (position, status.dev, status.ino)
+        node: Node
+        if status.fmt == stat.S_IFDIR:
+            node = DirNode(ino, key, parent, name, lower)
+        else:
+            node = Node(ino, key, status.fmt, parent, name)
+            node.nlink = status.nlink
+        if position != UPPER:
+            node.status = status
+        self.inodes.add(node)
+        parent.children[name] = node
+        return node
+
+    def attach(self, node: Node, parent: DirNode, name: bytes) -> None:
+        """Give a node one more name, or its first one back."""
+        parent.children[name] = node
+        if node.gone or node.parent is None:
+            if node.anchor >= 0:
+                anchor_name = node.name
+                if node.anchor == self.work_fd:
+                    os.unlink(anchor_name, dir_fd=self.work_fd)
+                else:
+                    os.close(node.anchor)
+                node.anchor = -1
+            node.gone = False
+            node.parent, node.name = parent, name
+        else:
+            if node.more is None:
+                node.more = []
+            node.more.append((parent, name))
+
+    def detach(self, node: Node, parent: DirNode, name: bytes) -> None:
+        """Take one name from a node; without another known one it is `gone`."""
+        if parent.children.get(name) is node:
+            del parent.children[name]
+        if node.parent is parent and node.name == name and not node.gone:
+            if node.more:
+                node.parent, node.name = node.more.pop()
+            else:
+                node.gone = True
+        elif node.more:
+            node.more.remove((parent, name))
+
+    def _recorded(self, fd: int, name: bytes, status: Status) -> int | None:
+        if self.writer is None:
+            return None
+        native = self.writer.native
+        if not native and status.fmt not in (stat.S_IFREG, stat.S_IFDIR) and not status.placeholder:
+            return None
+        try:
+            value = os.getxattr(proc_path(fd, name), self.ino_xattr, follow_symlinks=False)
+        except OSError:
+            return None
+        return int(value) if value.isdigit() else None
+
+    @property
+    def ino_xattr(self) -> str:
+        """The attribute that keeps an original's number on a copy."""
+        native = self.writer is not None and self.writer.native
+        return xattrs.INO_NATIVE if native else xattrs.INO_OVERRIDE
+
+    # -- attributes --------------------------------------------------------------
+
+    def attr(self, node: Node) -> Attr:
+        """Return a node's attributes: one stat, or none for what lies in a layer."""
+        status = node.status
+        if status is None:
+            if isinstance(node, DirNode) and node.final is not None:
+                return node.final
+            branch, fd, name = self.place(node)
+            status = branch.status(fd, name)
+        elif isinstance(node, DirNode) and node.final is not None:
+            return node.final
+        return self.present(node, status)
+
+    def present(self, node: Node, status: Status) -> Attr:
+        """Return what stat(2) shows for a node with this status of its backing file.
+
+        A directory that several branches give has 1 link: "unknown" to find(1) and others.
+        """
+        if isinstance(node, DirNode):
+            nlink = 1 if node.merged or node.parent is None else status.nlink
+        else:
+            nlink = node.nlink
+        mode = status.mode
+        if node.parent is None and node.branch != UPPER:
+            mode = self.root_mode(mode)
+        return Attr(
+            node.ino,
+            mode,
+            nlink,
+            status.uid,
+            status.gid,
+            status.rdev,
+            status.size,
+            status.blocks,
+            status.atime_ns,
+            status.mtime_ns,
+            status.ctime_ns,
+        )
+
+    def root_mode(self, mode: int) -> int:
+        """Return a layer root's mode, with the fallback for old stores."""
+        fallback = self.options.root_mode_fallback
+        if fallback is not None and stat.S_IMODE(mode) == _LEGACY_ROOT:
+            return stat.S_IFMT(mode) | fallback
+        return mode
+
+    def walk(self, node: DirNode) -> Iterator[Node]:
+        """Yield every visible node below a directory, parents first.
+
+        A yielded node lives at least until the next step, a directory until its content
+        has been yielded.
+        """
+        pending = [node]
+        node.opens += 1
+        try:
+            while pending:
+                current = pending[-1]
+                for name in self.names(current):
+                    found = self.find(current, name)
+                    if found is None:
+                        continue
+                    found.opens += 1
+                    if isinstance(found, DirNode):
+                        pending.insert(0, found)
+                    try:
+                        yield found
+                    finally:
+                        if not found.is_dir:
+                            found.opens -= 1
+                            self.release(found)
+                pending.pop()
+                current.opens -= 1
+                self.release(current)
+        finally:
+            for left in pending:
+                left.opens -= 1
+                self.release(left)
