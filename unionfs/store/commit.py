@@ -74,8 +74,7 @@ def _attempt(
     limits: Limits,
     progress: Progress | None,
 ) -> tuple[ImageId, list[str]]:
-    options = {} if progress is None else {"progress": progress}
-    with Assembly(graph, transport="commit", limits=limits, **options) as assembly:
+    with Assembly(graph, transport="commit", limits=limits, progress=progress) as assembly:
         assembly.base(parent)
         document = configs.config_of(graph, parent, assembly.diff_ids)
         configs.apply_changes(document, changes)

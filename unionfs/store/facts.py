@@ -27,7 +27,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Facts about one entry; every field may be absent.
 
     `diff_id`, `chain_id`, `parent_chain_id`, `config_digest`: digests (`sha256:...`) or None.
-    `size`: bytes of file content in `layer/`. `entries`: number of archive members.
+    `size`: bytes of file content in `layer/`. `tar_size`: bytes of its archive.
+    `entries`: number of archive members.
     `metadata_only`: an image without a file system of its own (`layer/` is empty); its parent
     is its top layer. `transport`: where it came from (`docker-archive`, `commit`, ...).
     `imported`: RFC 3339 time. `has_record`: the bit-exact record of its archive is stored.
@@ -40,6 +41,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     parent_chain_id: str | None = None
     config_digest: str | None = None
     size: int = 0
+    tar_size: int = 0
     entries: int = 0
     metadata_only: bool = False
     transport: str = ""

@@ -107,12 +107,12 @@ class Assembly:
         *,
         transport: str,
         limits: Limits = DEFAULT,
-        progress: Progress = _silent,
+        progress: Progress | None = None,
     ) -> None:
         self._graph = graph
         self._transport = transport
         self._limits = limits
-        self._progress = progress
+        self._progress = progress or _silent
         self._stack = contextlib.ExitStack()
         self._branches: list[Branch] = []  # top first
         self._layers: list[_Layer] = []
@@ -211,7 +211,7 @@ class Assembly:
         try:
             parent = Stack(self._branches) if self._branches else None
             extractor = Extractor(tree, parent, self._limits)
-            diff_id = self._extract(layer, staging, extractor, notes)
+            diff_id, tar_size = self._extract(layer, staging, extractor, notes)
             normalise(tree, extractor.markers, parent)
         finally:
             tree.close()
@@ -221,6 +221,7 @@ class Assembly:
             chain_id=chain,
             parent_chain_id=self._chain,
             size=tree.size,
+            tar_size=tar_size,
             entries=extractor.entries,
             transport=self._transport,
             imported=now(),
@@ -235,7 +236,7 @@ class Assembly:
 
     def _extract(
         self, layer: SourceLayer, staging: Staging, extractor: Extractor, notes: Notes
-    ) -> DiffId:
+    ) -> tuple[DiffId, int]:
         label = short_id(layer.diff_id) if layer.diff_id else "layer"
 
         def report(done: int) -> None:
@@ -266,7 +267,7 @@ class Assembly:
                 f"layer {label}: its content has the diff_id {stream.diff_id}, but the image"
                 f" configuration says {layer.diff_id}; the image is damaged, fetch it again"
             )
-        return DiffId(stream.diff_id)
+        return DiffId(stream.diff_id), stream.size
 
     def finish(self, config: bytes) -> ImageId:
         """Store all layers and the image with this configuration; return the image's id.
@@ -314,7 +315,7 @@ def import_image(
     transport: str,
     parent: ImageId | None = None,
     limits: Limits = DEFAULT,
-    progress: Progress = _silent,
+    progress: Progress | None = None,
 ) -> tuple[ImageId, list[str]]:
     """Store `image`; return its id and the warnings.
 
