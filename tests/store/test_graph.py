@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import stat
 from collections.abc import Callable
@@ -12,6 +14,7 @@ from support.crash import fork, run_child
 from support.storefiles import chain, make_id, tmp_names, write_entry
 
 import unionfs
+from unionfs import _sys
 from unionfs.errors import (
     AmbiguousError,
     BusyError,
@@ -150,6 +153,30 @@ def test_interrupted_register_blocks_nothing(graph: Graph, root: Path) -> None:
         graph.register(record(1), fail)
     assert tmp_names(root) == []
     assert graph.register(record(1), make_files).id == make_id(1)
+
+
+def test_a_full_disk_leaves_nothing(
+    graph: Graph, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_fd: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(_sys, "syncfs", full)
+    with pytest.raises(OSError, match="No space"):
+        graph.register(record(1), make_files)
+    assert graph.ids() == []
+    assert tmp_names(root) == []
+
+
+def test_hundreds_of_staging_areas_at_once(graph: Graph, root: Path) -> None:
+    """An image of 500 layers is staged whole before the first layer is committed."""
+    before = len(os.listdir("/proc/self/fd"))
+    with contextlib.ExitStack() as stack:
+        for _ in range(100):
+            stack.enter_context(graph.stage("many"))
+        assert len(os.listdir("/proc/self/fd")) == before + 100
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert tmp_names(root) == []
 
 
 # Parents
@@ -314,6 +341,8 @@ def test_damaged_entries_are_reported_and_heal(
     damage(entry)
     with pytest.raises(StoreError, match=message):
         graph.get(make_id(2)[:12])
+    with pytest.raises(StoreError, match=message):
+        graph.hold(make_id(2))
     assert not graph.exists(make_id(2))
     assert graph.all() == [sound]
     (problem,) = graph.problems()

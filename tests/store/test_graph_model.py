@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
 import tempfile
 from pathlib import Path
+from unittest import mock
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -14,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from support.crash import fork
 from support.storefiles import make_id, tmp_names
 
+from unionfs import _sys
 from unionfs.errors import BusyError, ConflictError, MissingParentError, NotFoundError
 from unionfs.store.facts import Facts
 from unionfs.store.graph import Graph
@@ -42,8 +45,13 @@ class GraphMachine(RuleBasedStateMachine):
         self.images: set[int] = set()
         self.tags: dict[str, int] = {}
         self.held: dict[int, int] = {}
+        # Waiting for the disk decides nothing here and takes most of the time.
+        self.patches = contextlib.ExitStack()
+        self.patches.enter_context(mock.patch.object(_sys, "syncfs", return_value=None))
+        self.patches.enter_context(mock.patch.object(os, "fsync", return_value=None))
 
     def teardown(self) -> None:
+        self.patches.close()
         for fd in self.held.values():
             os.close(fd)
         self.graph.close()

@@ -240,15 +240,13 @@ class Graph:
         """Return a descriptor that, while open, keeps the entry from being removed.
 
         Ancestors are kept with it. The descriptor is close-on-exec and survives fork(2).
-        Raises `NotFoundError`, or `BusyError` if the entry is being removed right now.
+        Raises what `get_exact` does (a damaged entry is not held, so that it can be replaced),
+        or `BusyError` if the entry is being removed right now.
         """
-        name = validate_stored_id(image_id).encode()
         with store_lock(self.fd, exclusive=False):
-            try:
-                with directory(name, self.fd) as fd:
-                    return hold_image(fd)
-            except FileNotFoundError as error:
-                raise NotFoundError(f"no image with the id {image_id}") from error
+            image = self.get_exact(image_id)
+            with directory(image.id.encode(), self.fd) as fd:
+                return hold_image(fd)
 
     def in_use(self) -> frozenset[ImageId]:
         """Return the entries that somebody holds (mounts, imports); ancestors not included."""
