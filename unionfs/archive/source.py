@@ -55,8 +55,7 @@ _OTHERS: Final = {
 _PREFIX: Final = re.compile(rb"([a-z][a-z-]*):")
 #: Top-level members that archives of images have. Anything else is a root filesystem.
 _IMAGE_MEMBER: Final = re.compile(
-    rb"blobs|oci-layout|config\.json|repositories|(?:index|manifest)\.json"
-    rb"|(?:sha256:)?[0-9a-f]{8,64}(?:\.(?:json|tar|tar\.gz))?"
+    rb"blobs|oci-layout|repositories|(?:sha256:)?[0-9a-f]{8,64}|[^/]+\.(?:json|tar|tar\.gz|tgz)"
 )
 _CHUNK: Final = 1024 * 1024
 
