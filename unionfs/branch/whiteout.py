@@ -21,6 +21,7 @@ __all__ = [
     "MAX_NAME",
     "NAME_MAX",
     "OPAQUE",
+    "OVERLAY_DIR",
     "PREFIX",
     "WORK_DIR",
     "Dialect",
@@ -38,6 +39,8 @@ OPAQUE: Final = b".wh..wh..opq"
 _LONG: Final = b".wh..wh.long."
 #: Our work area at the root of a rw branch: a name that AUFS and every applier skip.
 WORK_DIR: Final = b".wh..wh.unionfs"
+#: Where a rw branch lies while kernel overlayfs writes it (`unionfs.kernel.convert`).
+OVERLAY_DIR: Final = b".wh..wh.overlay"
 #: Longest file name of every filesystem that matters, bytes (NAME_MAX, limits.h).
 NAME_MAX: Final = 255
 #: Longest name whose whiteout still is a file name.
