@@ -1,19 +1,18 @@
 """`unionfs commit`: the changes of a rw branch become one more layer, a new image.
 
-Invariant: a name that belongs to another image is noticed before anything is read; the branch
-itself is never changed, so one can go on with it.
+Invariant: the branch itself is never changed, so one can go on with it.
 """
 
 from __future__ import annotations
 
 import click
 
-from unionfs.cli import output
 from unionfs.cli.arguments import DIRECTORY, IMAGE, NAME
 from unionfs.cli.branches import branch_of
 from unionfs.cli.group import root_option, state, verbose_option
+from unionfs.cli.import_ import tell
 from unionfs.cli.progress import progress
-from unionfs.errors import ConflictError, UsageError, show
+from unionfs.errors import UsageError, show
 
 __all__ = ["command"]
 
@@ -65,31 +64,15 @@ def command(
             f"{show(mountpoint or '')} is a mount of plain directories; only a branch on top of"
             " an image can be committed"
         )
-    from unionfs.store.commit import commit  # noqa: PLC0415  # help stays fast
-    from unionfs.store.references import parse_reference  # noqa: PLC0415  # see above
-
-    names = [parse_reference(tag) for tag in tags]
-    with state().graph() as graph:
-        for name in names:
-            present = graph.tags.get(name)
-            if present is not None and not force:
-                raise ConflictError(
-                    f"the name {name} belongs to image {present[:12]}; choose another, or take it"
-                    " with --force"
-                )
-        with progress("archiving") as report:
-            image_id, warnings = commit(
-                graph,
-                graph.get_exact(branch.image).id,
-                branch.rw,
-                author=author,
-                comment=message,
-                changes=changes,
-                progress=report,
-            )
-        for warning in warnings:
-            output.note(f"unionfs: note: {show(warning)}")
-        for name in names:
-            graph.tags.set(name, image_id, force=force)
-    output.note("named " + ", ".join(map(str, names)) if names else "without a name")
-    output.result(image_id)
+    with state().store() as store, progress("archiving") as report:
+        added = store.commit(
+            store.graph.get_exact(branch.image).id,
+            branch.rw,
+            references=tags,
+            force=force,
+            author=author,
+            comment=message,
+            changes=changes,
+            progress=report,
+        )
+    tell(added)

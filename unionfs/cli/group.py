@@ -35,6 +35,8 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "mount": ("mount", "Mount an image or directories as one tree."),
     "umount": ("umount", "Unmount what `unionfs mount` mounted."),
     "mounts": ("mounts", "List live and dead mounts."),
+    "run": ("run_cmd", "Run a command with an image as its root."),
+    "shell": ("shell_cmd", "Start a shell with an image as its root."),
     "changes": ("changes", "Show what a rw branch changed, as `docker diff` does."),
     "commit": ("commit", "Make an image of a rw branch."),
     "export": ("export", "Write an image as an archive or OCI layout."),

@@ -1,13 +1,13 @@
 """`unionfs import`: images from archives and directories into the store.
 
-Invariant: a name that belongs to another image is noticed before anything is read.
+Invariant: the names an image gets are those that were asked for, else the source's own in the
+short form that docker shows.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import click
 
@@ -15,16 +15,13 @@ from unionfs.cli import output
 from unionfs.cli.arguments import IMAGE, NAME
 from unionfs.cli.group import root_option, state, verbose_option
 from unionfs.cli.progress import progress
-from unionfs.errors import ConflictError, InvalidNameError, UsageError, show
+from unionfs.errors import InvalidNameError, UsageError, show
 
 if TYPE_CHECKING:
     from unionfs.archive.image import Source, SourceImage
-    from unionfs.store.graph import Graph
-    from unionfs.store.references import Reference
+    from unionfs.store.store import Added
 
-__all__ = ["command"]
-
-_NAMELESS: Final = "without a name; `unionfs tag` gives it one"
+__all__ = ["command", "tell"]
 
 
 class _Source(click.ParamType[str]):
@@ -66,36 +63,25 @@ def command(
     """  # noqa: D301  # \b is click's mark for text that keeps its lines
     from unionfs.archive.limits import DEFAULT  # noqa: PLC0415  # help stays fast
     from unionfs.archive.source import open_source  # noqa: PLC0415  # see above
-    from unionfs.store.ingest import import_image  # noqa: PLC0415  # see above
-    from unionfs.store.references import parse_reference  # noqa: PLC0415  # see above
 
-    wanted = [parse_reference(tag) for tag in tags]
     bounds = DEFAULT.with_options(limits)
     with open_source(source, platform=platform, limits=bounds) as found:
-        if wanted and len(found.images) > 1:
+        if tags and len(found.images) > 1:
             raise UsageError(_too_many(found))
-        with state().graph(create=True) as graph:
-            base = None if parent is None else graph.tags.resolve(graph, parent)
-            plan = [(image, wanted or _own_names(image)) for image in found.images]
-            if not force:
-                for image, names in plan:
-                    _refuse_taken(graph, image, names)
-            for image, names in plan:
+        with state().store(create=True) as store:
+            base = None if parent is None else store.resolve(parent)
+            for image in found.images:
                 with progress("reading") as report:
-                    image_id, warnings = import_image(
-                        graph,
+                    added = store.import_image(
                         image,
                         transport=found.transport,
+                        references=tags or _own_names(image),
                         parent=base,
+                        force=force,
                         limits=bounds,
                         progress=report,
                     )
-                for warning in warnings:
-                    output.note(f"unionfs: note: {show(warning)}")
-                for name in names:
-                    graph.tags.set(name, image_id, force=force)
-                output.note("named " + ", ".join(map(str, names)) if names else _NAMELESS)
-                output.result(image_id)
+                tell(added)
 
 
 def _too_many(found: Source) -> str:
@@ -106,7 +92,7 @@ def _too_many(found: Source) -> str:
     )
 
 
-def _own_names(image: SourceImage) -> list[Reference]:
+def _own_names(image: SourceImage) -> list[str]:
     """Return the names the source gives, as docker shows them (`docker.io/` left out).
 
     A mere tag, as OCI layouts have, says nothing about the repository: it is no name.
@@ -116,19 +102,17 @@ def _own_names(image: SourceImage) -> list[Reference]:
     names = []
     for text in image.references:
         if "/" in text or ":" in text:
-            short = text.removeprefix("docker.io/").removeprefix("library/")
+            if text.startswith("docker.io/"):
+                text = text.removeprefix("docker.io/").removeprefix("library/")  # noqa: PLW2901  # the name goes on in its short form
             with contextlib.suppress(InvalidNameError):
-                names.append(parse_reference(short if text.startswith("docker.io/") else text))
+                names.append(str(parse_reference(text)))
     return names
 
 
-def _refuse_taken(graph: Graph, image: SourceImage, names: list[Reference]) -> None:
-    """Raise `ConflictError` if a name belongs to an image other than this one."""
-    expected = None if image.config is None else hashlib.sha256(image.config).hexdigest()
-    for name in names:
-        present = graph.tags.get(name)
-        if present is not None and present != expected:
-            raise ConflictError(
-                f"the name {name} belongs to image {present[:12]}; choose another with --tag, or"
-                " take it with --force"
-            )
+def tell(added: Added) -> None:
+    """Say what a new image is called and what was left out of it; print its id."""
+    for warning in added.warnings:
+        output.note(f"unionfs: note: {show(warning)}")
+    names = ", ".join(map(str, added.references))
+    output.note(f"named {names}" if names else "without a name; `unionfs tag` gives it one")
+    output.result(added.id)
