@@ -53,8 +53,8 @@ class Lift:
         if ino not in self._locks and engine.copy_up_size(ino) <= self.inline_limit:
             return
         async with self._alone(ino):
-            plan = engine.plan_copy_up(ino)
-            if plan is None:
+            plan = engine.plan_copy_up(ino) if engine.copy_up_size(ino) else None
+            if plan is None:  # somebody else has done it, or the file is gone
                 return
             try:
                 await trio.to_thread.run_sync(plan.copy, limiter=self.limiter)

@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 import pyfuse3
+import trio
 from pyfuse3 import (
     EntryAttributes,
     FileInfo,
@@ -72,6 +73,7 @@ class Operations(pyfuse3.Operations):
         self._pending: dict[int, int] = {}
         self._directories: dict[int, int] = {}
         self._plain: set[int] = set()
+        self._renaming = trio.Lock()
 
     def init(self) -> None:
         """Report that the mount works; pyfuse3 demands that nothing is raised."""
@@ -150,7 +152,8 @@ class Operations(pyfuse3.Operations):
             atime_ns=attr.st_atime_ns if fields.update_atime else None,
             mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
         )
-        if changes.size != 0:
+        # Cutting a file copies only what remains of it.
+        if changes.size is None or changes.size > self.lift.inline_limit:
             await self.lift.up(inode)
         return self._entry(self.engine.setattr(inode, changes, fh))
 
@@ -227,12 +230,14 @@ class Operations(pyfuse3.Operations):
         ctx: RequestContext,
     ) -> None:
         """Rename; large files below are copied up first, without holding up others."""
-        for inode in list(self.engine.plan_rename_copies(parent_inode_old, name_old)):
-            await self.lift.up(inode)
-        if flags & pyfuse3.RENAME_EXCHANGE:
-            for inode in list(self.engine.plan_rename_copies(parent_inode_new, name_new)):
+        # One at a time: a plan holds its inodes only until the next one is made.
+        async with self._renaming:
+            for inode in self.engine.plan_rename_copies(parent_inode_old, name_old):
                 await self.lift.up(inode)
-        self.engine.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags)
+            if flags & pyfuse3.RENAME_EXCHANGE:
+                for inode in self.engine.plan_rename_copies(parent_inode_new, name_new):
+                    await self.lift.up(inode)
+            self.engine.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags)
 
     # -- files -------------------------------------------------------------------
 

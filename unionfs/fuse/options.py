@@ -166,7 +166,7 @@ class MountOptions:
             else:
                 near = difflib.get_close_matches(name, _KNOWN, 1)
                 hint = f"; did you mean {near[0]}?" if near else ""
-                raise UsageError(f"unknown mount option {show(name)!r}{hint}")
+                raise UsageError(f"unknown mount option '{show(name)}'{hint}")
         if chosen.get("coherent"):
             chosen |= {"entry_timeout": 0.0, "attr_timeout": 0.0, "negative_timeout": 0.0}
         options = cls(**{**chosen, **timeouts})

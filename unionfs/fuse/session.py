@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import fcntl
+import functools
 import logging
 import os
 import resource
@@ -25,17 +26,21 @@ import pyfuse3
 import trio
 
 from unionfs import _sys
+from unionfs.branch import Branch
 from unionfs.errors import BusyError, NotFoundError, UnionfsError, show
 from unionfs.fuse import device, registry
 from unionfs.fuse.ops import Operations
 from unionfs.fuse.options import MountOptions
 from unionfs.fuse.plan import Plan
 from unionfs.fuse.registry import MountRecord
-from unionfs.union import Engine, EngineOptions
+from unionfs.store.hardlinks import HARDLINKS_NAME, load_hardlinks
+from unionfs.union import Engine, EngineOptions, HardlinkTable
 
-__all__ = ["configure_logging", "serve"]
+__all__ = ["configure_logging", "engine_options", "serve"]
 
 _log = logging.getLogger(__name__)
+#: What a layer directory of mode 0700 stands for: old stores locked theirs so.
+_LEGACY_ROOT_MODE: Final = 0o755
 _MIN_TASKS: Final = 8  # each keeps a receive buffer of 1 MiB; fewer allocate it again and again
 _MAX_TASKS: Final = 99
 #: Seconds between our unmount and the end of the session: longer only when another mount
@@ -63,10 +68,34 @@ def serve(plan: Plan, on_ready: Callable[[MountRecord], None]) -> None:
         engine = Engine.start(
             request.layers,
             request.rw,
-            options=EngineOptions(volatile=options.volatile, read_only=bool(options.read_only)),
+            options=engine_options(request.layers, options),
         )
         stack.callback(engine.close)
         _Session(plan, options, engine, on_ready).run()
+
+
+def engine_options(layers: tuple[bytes, ...], options: MountOptions) -> EngineOptions:
+    """Return how the engine is to open `layers` under settled mount options."""
+    return EngineOptions(
+        volatile=options.volatile,
+        read_only=bool(options.read_only),
+        root_mode_fallback=_LEGACY_ROOT_MODE,
+        link_tables=_link_tables(layers),
+    )
+
+
+def _link_tables(layers: tuple[bytes, ...]) -> dict[bytes, Callable[[], HardlinkTable]]:
+    """Return loaders of the hard-link tables that a store keeps beside its layers."""
+
+    def load(layer: bytes) -> HardlinkTable:
+        with Branch.open(layer) as branch:
+            return load_hardlinks(os.path.dirname(layer), branch)
+
+    return {
+        layer: functools.partial(load, layer)
+        for layer in layers
+        if os.path.isfile(os.path.join(os.path.dirname(layer), HARDLINKS_NAME))
+    }
 
 
 @contextlib.contextmanager
