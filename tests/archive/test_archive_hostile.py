@@ -363,6 +363,13 @@ def test_odd_things_are_told(data: bytes, words: str) -> None:
     assert words in warnings[0]
 
 
+def test_a_promised_digest_makes_a_missing_marker_unsuspicious() -> None:
+    warnings: list[str] = []
+    stream = TarStream(io.BytesIO(member()), SMALL, warn=warnings.append, promised=True)
+    assert len(list(stream)) == 1
+    assert not warnings
+
+
 def test_a_hostile_name_cannot_forge_a_line() -> None:
     data = pax((b"path", b"a\n\x1b[2Jb")) + header(size=5000) + bytes(512)
     with pytest.raises(HostileArchiveError) as caught:

@@ -463,14 +463,21 @@ BAD_LAYOUTS: dict[str, tuple[Any, type[UnionfsError], str]] = {
 }
 
 
-@pytest.mark.parametrize("case", BAD_LAYOUTS)
-@pytest.mark.parametrize("form", ["oci", "oci-archive"])
+#: Inside an archive links lead nowhere else, and a FIFO is told by its type.
+ON_DISK_ONLY = {"linked-blob", "linked-folder", "fifo-index"}
+
+
+@pytest.mark.parametrize(
+    ("form", "case"),
+    [
+        *(("oci", case) for case in BAD_LAYOUTS),
+        *(("oci-archive", case) for case in BAD_LAYOUTS if case not in ON_DISK_ONLY),
+    ],
+)
 def test_bad_layouts(case: str, form: str, layout: Layout, tmp_path: Path) -> None:
     make, error, words = BAD_LAYOUTS[case]
     path = make(layout)
     if form == "oci-archive":
-        if case in {"linked-blob", "linked-folder", "fifo-index"}:
-            pytest.skip("links inside an archive are fine")
         path = tmp_path / "layout.tar"
         subprocess.run(["tar", "-C", layout.path, "-cf", path, "."], check=True)
     spec = f"{form}:{path}"

@@ -75,7 +75,9 @@ class TarStream:
     that nobody asked for is passed over. With a `record`, everything is recorded literally
     except the data of members for which `keep` was called. `warn` gets one line for things
     that are odd but harmless. All errors about the archive are HostileArchiveError (or its
-    LimitError); `what` names the archive in them.
+    LimitError); `what` names the archive in them. `promised` says that the caller will compare
+    `diff_id` with a known one: a missing end-of-archive marker (umoci writes none) then is no
+    sign of truncation and not worth a warning.
     """
 
     def __init__(
@@ -86,7 +88,9 @@ class TarStream:
         *,
         warn: Callable[[str], None] | None = None,
         what: str = "layer",
+        promised: bool = False,
     ) -> None:
+        self._promised = promised
         self._tape = Tape(stream, record)
         self._limits = limits
         self._record = record
@@ -243,7 +247,7 @@ class TarStream:
         if len(block) < BLOCK:
             if block.strip(b"\0"):
                 raise HostileArchiveError("ends inside a header; it is truncated")
-            if self._entries:
+            if self._entries and not self._promised:
                 self._warn(f"{self._what}: no end-of-archive marker; perhaps truncated")
             return
         second = self._tape.take(BLOCK)

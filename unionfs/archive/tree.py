@@ -73,7 +73,13 @@ def _xattrs(path: str) -> dict[bytes, bytes]:
     return found
 
 
+def _names(fd: int) -> Iterator[bytes]:
+    return iter(sorted(os.listdir(f"/proc/self/fd/{fd}".encode())))
+
+
 class _Walk:
+    """The walk over one tree; remembers where it met each hard-linked file first."""
+
     def __init__(self, root: int) -> None:
         self._root = root
         self._first: dict[tuple[int, int], bytes] = {}
@@ -81,20 +87,26 @@ class _Walk:
         self._gid = os.getegid()
 
     def members(self) -> Iterator[bytes]:
+        """Yield the members depth first, each directory before what is in it."""
         yield from self._member(self._root, b".", b"./", os.fstat(self._root))
-        yield from self._directory(self._root, b"")
-
-    def _directory(self, fd: int, prefix: bytes) -> Iterator[bytes]:
-        for name in sorted(os.listdir(f"/proc/self/fd/{fd}".encode())):
-            status = os.stat(name, dir_fd=fd, follow_symlinks=False)
-            path = prefix + name
-            yield from self._member(fd, name, path, status)
-            if stat.S_ISDIR(status.st_mode):
-                inner = os.open(name, _DIR_FLAGS, dir_fd=fd)
-                try:
-                    yield from self._directory(inner, path + b"/")
-                finally:
-                    os.close(inner)
+        # A stack of our own: a tree may be deeper than Python's calls can nest.
+        stack = [(os.dup(self._root), b"", _names(self._root))]
+        try:
+            while stack:
+                fd, prefix, names = stack[-1]
+                name = next(names, None)
+                if name is None:
+                    stack.pop()
+                    os.close(fd)
+                    continue
+                status = os.stat(name, dir_fd=fd, follow_symlinks=False)
+                yield from self._member(fd, name, prefix + name, status)
+                if stat.S_ISDIR(status.st_mode):
+                    inner = os.open(name, _DIR_FLAGS, dir_fd=fd)
+                    stack.append((inner, prefix + name + b"/", _names(inner)))
+        finally:
+            for fd, _, _ in stack:
+                os.close(fd)
 
     def _member(self, fd: int, name: bytes, path: bytes, status: os.stat_result) -> Iterator[bytes]:
         kind = _KINDS.get(stat.S_IFMT(status.st_mode))

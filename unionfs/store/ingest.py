@@ -257,6 +257,7 @@ class Assembly:
                 recorder,
                 warn=notes.add,
                 what=f"layer {label}" if layer.diff_id else label,
+                promised=layer.diff_id is not None,
             )
             extractor.run(stream)
             while counting.read(_CHUNK):
