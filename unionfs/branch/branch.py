@@ -119,12 +119,11 @@ class Branch:
         self.owner = None
         if not self.marked:
             return
-        value = self._raw_xattr(self.fd, b".", OWNER_XATTR)
-        if value is None:
-            return
-        uid, _, gid = value.partition(b":")
-        if uid.isdigit() and gid.isdigit():
-            self.owner = (int(uid), int(gid))
+        if self._raw_xattr(self.fd, b".", OWNER_XATTR) is not None:
+            # The root's own ids and not those written down: a user namespace and a copy made
+            # by somebody else show other numbers, on the root and below alike.
+            st = os.stat(b".", dir_fd=self.fd)
+            self.owner = (st.st_uid, st.st_gid)
 
     # -- walking -----------------------------------------------------------------
 
