@@ -25,7 +25,7 @@ from unionfs.union.inodes import ROOT_INO
 from unionfs.union.journal import Journal
 from unionfs.union.names import Names
 from unionfs.union.node import UPPER, Node
-from unionfs.union.opening import check_paths, lock, make_root, open_branch, open_writer
+from unionfs.union.opening import check_paths, lock, make_root, open_branch, open_layer, open_writer
 from unionfs.union.options import Attr, Caller, DirItem, EngineOptions, SetAttr, Stats
 from unionfs.union.rename import Rename
 from unionfs.union.tree import Tree, error
@@ -68,6 +68,7 @@ class Engine:
         self._changes = _Changes(tree, links) if tree.writer is not None else None
         self._handles = self._changes.handles if self._changes else Handles(tree, None)
         self._held: list[Node] = []
+        self.closed = False
 
     @classmethod
     def start(
@@ -84,7 +85,7 @@ class Engine:
         """
         options = options or EngineOptions()
         with contextlib.ExitStack() as undo:
-            lowers = [undo.enter_context(open_branch(path)) for path in layers]
+            lowers = [undo.enter_context(open_layer(path)) for path in layers]
             upper, writer, lock_fd = None, None, -1
             if rw is not None:
                 upper = undo.enter_context(open_branch(rw))
@@ -101,6 +102,7 @@ class Engine:
 
     def close(self) -> None:
         """Release everything and remove the work area; open files are gone with it."""
+        self.closed = True
         self._tree.close()
         if self._changes is not None:
             self._changes.work.close()

@@ -58,34 +58,49 @@ class HardLinks:
         return table
 
     def members(self, node: Node) -> list[tuple[DirNode, bytes]]:
-        """Return every visible place of a lower file, known to the kernel or not."""
+        """Return every visible place of a lower file, known to the kernel or not.
+
+        The caller releases the directories.
+        """
         position, _, ino = node.key
         places = node.names()
         for path in self.table(position).get(ino, ()):
-            place = self._visible(path, position)
-            if place is not None and place not in places:
-                places.append(place)
+            *parts, name = path.split(b"/")
+            parent = self._enter(parts, position)
+            if parent is None:
+                continue
+            if (parent, name) not in places and self._shows(parent, name, position):
+                places.append((parent, name))
+            else:
+                self._tree.release(parent)
         return places
 
     def _count(self, node: Node) -> int:
         position, _, _ = node.key
         if self._tree.branches[position].path not in self._loaders:
             return node.nlink
-        return max(1, len(self.members(node)))
+        places = self.members(node)
+        for parent, _ in places:
+            self._tree.release(parent)
+        return max(1, len(places))
 
-    def _visible(self, path: bytes, position: int) -> tuple[DirNode, bytes] | None:
-        """Return the place of a layer's path if the union shows that very entry there."""
-        tree = self._tree
-        *dirs, name = path.split(b"/")
-        current = tree.root
-        for part in dirs:
-            inner = tree.find(current, part)
+    def _enter(self, parts: list[bytes], position: int) -> DirNode | None:
+        """Return the directory at a layer's path if the layer still gives it."""
+        current = self._tree.root
+        for part in parts:
+            inner = self._tree.find(current, part)
             if not isinstance(inner, DirNode) or position not in inner.lower:
+                self._tree.release(current if inner is None else inner)
                 return None
             current = inner
-        scan = tree.scan(current)
-        if name in scan.entries or name in scan.whiteouts or tree.lower_fmt(current, name) is None:
-            return None
-        if position not in current.lower or current.listing is None:
-            return None
-        return (current, name) if current.listing[name].branches[0] == position else None
+        return current
+
+    def _shows(self, parent: DirNode, name: bytes, position: int) -> bool:
+        """Tell whether a directory shows the layer's own entry of that name."""
+        tree = self._tree
+        scan = tree.scan(parent)
+        if name in scan.entries or name in scan.whiteouts or tree.lower_fmt(parent, name) is None:
+            return False
+        if parent.listing is None:
+            return False
+        return parent.listing[name].branches[0] == position

@@ -127,9 +127,10 @@ class Names:
 
     def link(self, node: Node, parent: DirNode, name: bytes) -> None:
         """Give a file one more name."""
+        self._check_free(parent, name)
         if node.is_dir:
             raise error(errno.EPERM, name)
-        fd, hidden = self._prepare(parent, name)
+        _, hidden = self._prepare(parent, name)
         self._copyup.bring_up(node)
         branch, source_fd, source = self._tree.place(node)
         if node.gone and node.nlink == 0:
@@ -152,13 +153,16 @@ class Names:
         node.nlink += 1
         self._tree.attach(node, parent, name)
 
-    def _prepare(self, parent: DirNode, name: bytes) -> tuple[int, bool]:
-        """Check a new name; return the parent's rw fd and whether a whiteout is there."""
+    def _check_free(self, parent: DirNode, name: bytes) -> None:
         check_new(name)
         if parent.gone:
             raise error(errno.ENOENT, name)
         if self._tree.has(parent, name):
             raise error(errno.EEXIST, name)
+
+    def _prepare(self, parent: DirNode, name: bytes) -> tuple[int, bool]:
+        """Check a new name; return the parent's rw fd and whether a whiteout is there."""
+        self._check_free(parent, name)
         fd = self._copyup.ensure_dir(parent)
         return fd, name in self._tree.scan(parent).whiteouts
 

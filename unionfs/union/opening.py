@@ -21,7 +21,7 @@ from unionfs.union.options import EngineOptions
 from unionfs.union.tree import Tree
 from unionfs.union.workarea import quiet
 
-__all__ = ["check_paths", "lock", "make_root", "open_branch", "open_writer"]
+__all__ = ["check_paths", "lock", "make_root", "open_branch", "open_layer", "open_writer"]
 
 
 def open_branch(path: bytes) -> Branch:
@@ -32,6 +32,14 @@ def open_branch(path: bytes) -> Branch:
         raise NotFoundError(f"{show(path)}: no such directory") from None
     except NotADirectoryError:
         raise UsageError(f"{show(path)}: not a directory") from None
+
+
+def open_layer(path: bytes) -> Branch:
+    """Open a lower branch; in one without marks a plain user's own files are the image root's."""
+    branch = open_branch(path)
+    if not branch.marked and os.geteuid() != 0:
+        branch.owner = (os.geteuid(), os.getegid())
+    return branch
 
 
 def check_paths(lowers: Sequence[bytes], rw: bytes | None) -> None:

@@ -54,22 +54,23 @@ class Rename:
         if new_parent.gone:
             raise error(errno.ENOENT, new_name)
         other = self._tree.find(new_parent, new_name)
+        exchange = flags == _sys.RENAME_EXCHANGE
+        # Checked in the kernel's order (fs/namei.c, do_renameat2).
+        if other is not None and flags == _sys.RENAME_NOREPLACE:
+            raise error(errno.EEXIST, new_name)
+        if other is None and exchange:
+            raise error(errno.ENOENT, new_name)
         if self._is_within(new_parent, node):
             raise error(errno.EINVAL, new_name)
-        if flags == _sys.RENAME_EXCHANGE:
+        if other is not None and self._is_within(parent, other):
+            raise error(errno.EINVAL if exchange else errno.ENOTEMPTY, new_name)
+        if other is node:  # two names of one file: rename(2) does nothing
+            return
+        if other is not None and exchange:
             check_new(name)
-            if other is None:
-                raise error(errno.ENOENT, new_name)
-            if self._is_within(parent, other):
-                raise error(errno.EINVAL, name)
-            if node is not other:
-                self._exchange((parent, name, node), (new_parent, new_name, other))
+            self._exchange((parent, name, node), (new_parent, new_name, other))
             return
         if other is not None:
-            if flags == _sys.RENAME_NOREPLACE:
-                raise error(errno.EEXIST, new_name)
-            if other is node:  # two names of one file: rename(2) does nothing
-                return
             self._check_replace(node, other, new_name)
         self._move(node, (parent, name), (new_parent, new_name), other)
 

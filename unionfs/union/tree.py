@@ -85,23 +85,24 @@ class Tree:
 
     def release(self, node: Node) -> None:
         """Drop a node, and then its parents, as far as nothing refers to them."""
-        current: DirNode | None
-        while node.idle:
-            current = node.parent
-            for parent, name in node.names():
-                if parent.children.get(name) is node:
-                    del parent.children[name]
-            for parent, _ in node.more or ():
-                if parent.idle and parent is not current:
-                    self.release(parent)
-            self._close_node(node)
-            if isinstance(node, DirNode):
-                for position in (UPPER, *node.lower):
-                    self.fds.drop(node, position)
-            self.inodes.drop(node)
-            if current is None or self.inodes.by_ino.get(current.ino) is not current:
-                return
-            node = current
+        current: Node | None = node
+        while current is not None and current.idle and self._is_live(current):
+            parent = current.parent
+            for directory, name in current.names():
+                if directory.children.get(name) is current:
+                    del directory.children[name]
+            self._close_node(current)
+            if isinstance(current, DirNode):
+                for position in (UPPER, *current.lower):
+                    self.fds.drop(current, position)
+            self.inodes.drop(current)
+            for directory, _ in current.more or ():
+                if directory is not parent:
+                    self.release(directory)
+            current = parent
+
+    def _is_live(self, node: Node) -> bool:
+        return self.inodes.by_ino.get(node.ino) is node
 
     def _close_node(self, node: Node) -> None:
         if node.fd >= 0:
