@@ -147,6 +147,9 @@ class _Opener:
             # The copy is as it came, so only its own size counts here.
             file = _spool(stack, file, outer, what)
         size = os.fstat(file.fileno()).st_size
+        if not size:
+            # tar takes nothing at all for an archive without members; here it is a lost pipe.
+            raise HostileArchiveError(f"{what}: is empty, there is no image in it")
         whole = io.BufferedReader(Window(file, 0, size), _CHUNK)
         compression = decompress(whole, outer, what).compression
         kind = transport or _sniff(file, size, outer, what)
