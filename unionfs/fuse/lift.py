@@ -1,4 +1,6 @@
-"""Copy-ups that do not hold up other requests.
+"""Work that takes long and does not hold up other requests: copy-ups above all.
+
+Reads that have to wait for a disk, and fsync, go the same way.
 
 Invariant: planning and finishing happen on the trio thread, where no other handler can
 be in between; only the copying of bytes runs in a worker thread, at most `WORKERS` at a
@@ -8,9 +10,10 @@ time and one per file. Small files are left to the engine, which copies them inl
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
-from collections.abc import AsyncIterator
-from typing import Final
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Final
 
 import trio
 
@@ -62,3 +65,34 @@ class Lift:
                 plan.abandon()
                 raise
             engine.finish_copy_up(plan)
+
+    async def read(self, fh: int, offset: int, size: int) -> bytes | bytearray:
+        """Read; what is not in the page cache is waited for in a thread."""
+        fd = self.engine.fileno(fh)
+        buffer = bytearray(size)
+        try:
+            done = os.preadv(fd, [buffer], offset, os.RWF_NOWAIT)
+        except BlockingIOError:
+            done = 0
+        except OSError as exc:
+            if exc.errno != errno.EOPNOTSUPP:
+                raise
+            return self.engine.read(fh, offset, size)
+        if done == size:
+            return buffer
+        del buffer[done:]
+        if offset + done < os.fstat(fd).st_size:
+            buffer += await self._aside(fd, os.pread, size - done, offset + done)
+        return buffer
+
+    async def fsync(self, fh: int, *, datasync: bool) -> None:
+        """Bring a file to disk."""
+        await self._aside(self.engine.fileno(fh), os.fdatasync if datasync else os.fsync)
+
+    async def _aside(self, fd: int, call: Callable[..., Any], *args: int) -> Any:
+        """Run a system call on an open file in a thread; a copy-up meanwhile may close `fd`."""
+        own = os.dup(fd)
+        try:
+            return await trio.to_thread.run_sync(call, own, *args, limiter=self.limiter)
+        finally:
+            os.close(own)

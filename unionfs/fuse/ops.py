@@ -17,7 +17,7 @@ import logging
 import os
 import stat
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 import pyfuse3
 import trio
@@ -47,6 +47,8 @@ _CAPABILITY: Final = b"security.capability"
 _ACL_PREFIX: Final = b"system.posix_acl_"
 #: How many "has no capability" answers are remembered before starting anew.
 _PLAIN_LIMIT: Final = 1 << 16
+#: Bytes from which a read that misses the page cache is worth a thread.
+_BIG_READ: Final = 1 << 16
 _DOTS: Final = 2  # offsets taken by "." and ".."
 
 
@@ -267,7 +269,10 @@ class Operations(pyfuse3.Operations):
     @handler
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
         """Read; only at the end of the file less than `size` bytes."""
-        return self.engine.read(fh, off, size)
+        if size < _BIG_READ:
+            return self.engine.read(fh, off, size)
+        # pyfuse3 sends any contiguous buffer; its annotation says bytes.
+        return cast("bytes", await self.lift.read(fh, off, size))
 
     @handler
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
@@ -292,7 +297,8 @@ class Operations(pyfuse3.Operations):
     @handler
     async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
         """Bring a file's content to disk."""
-        self.engine.fsync(fh, datasync)
+        if not self.options.volatile:
+            await self.lift.fsync(fh, datasync=datasync)
 
     @handler
     async def access(self, inode: InodeT, mode: ModeT, ctx: RequestContext) -> bool:

@@ -299,6 +299,10 @@ class Engine:
         """Write a file to disk unless the engine is volatile."""
         self._handles.fsync(fh, datasync=datasync)
 
+    def fileno(self, fh: int) -> int:
+        """Return the backing fd of an open file: duplicate it to keep it beyond the next call."""
+        return self._handles.file(fh).fd
+
     def release(self, fh: int) -> None:
         """Close a file handle."""
         self._handles.release(fh)
