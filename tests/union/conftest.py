@@ -2,57 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import attrs
 import pytest
-from support.engine_fs import EngineFs, build, disk_state, fingerprint
+from support.engine_fs import EngineFs, build, fingerprint
+from support.union_case import LOWER, Union, UnionMaker, start
 
-from unionfs.union import Engine, EngineOptions
-
-LOWER = {
-    "f": "lower f",
-    "d/a": "lower a",
-    "d/b": "lower b",
-    "s": "->f",
-    "p": "pair",
-    "q": "=p",
-}
-
-
-@attrs.define
-class Union:
-    """Layers (top first), a rw branch and the engine that is open on them."""
-
-    base: Path
-    layers: list[Path]
-    rw: Path
-    options: EngineOptions
-    engine: Engine
-    fs: EngineFs
-    before: dict[Path, dict[str, tuple[object, ...]]]
-
-    def reopen(self) -> None:
-        """Unmount and mount again."""
-        self.engine.close()
-        self.engine = start(self.layers, self.rw, self.options)
-        self.fs = EngineFs(self.engine)
-
-    def close(self) -> dict[str, str]:
-        """Unmount, check the layers and return what the rw branch holds."""
-        self.engine.close()
-        for layer in self.layers:
-            assert fingerprint(layer) == self.before[layer], f"{layer} was modified"
-        return disk_state(self.rw)
-
-
-def start(layers: list[Path], rw: Path | None, options: EngineOptions) -> Engine:
-    paths = [bytes(layer) for layer in layers]
-    return Engine.start(paths, None if rw is None else bytes(rw), options=options)
-
-
-UnionMaker = Callable[..., Union]
+from unionfs.union import EngineOptions
 
 
 @pytest.fixture(params=[True, False], ids=["native", "override"])

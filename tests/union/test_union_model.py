@@ -273,7 +273,10 @@ class UnionMachine(RuleBasedStateMachine):
     @on_paths(path=paths, new=paths, how=flags)
     def rename(self, path: str, new: str, how: int) -> None:
         def plain() -> None:
-            with open_dir((self.plain / path).parent) as one, open_dir((self.plain / new).parent) as two:
+            with (
+                open_dir((self.plain / path).parent) as one,
+                open_dir((self.plain / new).parent) as two,
+            ):
                 source, target = os.path.basename(path), os.path.basename(new)
                 _sys.renameat2(one, source.encode(), two, target.encode(), how)
 
@@ -312,7 +315,9 @@ class UnionMachine(RuleBasedStateMachine):
         except OSError:
             return 0
 
-    @on_paths(path=paths, data=st.sampled_from([b"1", b"long" * 2000]), offset=st.sampled_from([0, 2]))
+    @on_paths(
+        path=paths, data=st.sampled_from([b"1", b"long" * 2000]), offset=st.sampled_from([0, 2])
+    )
     def write(self, path: str, data: bytes, offset: int) -> None:
         if not stat.S_ISREG(self._type(path)):
             return
