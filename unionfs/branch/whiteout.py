@@ -18,6 +18,9 @@ import hashlib
 from typing import Final, NamedTuple
 
 __all__ = [
+    "AUFS_BASE",
+    "AUFS_LINKS",
+    "AUFS_ORPHANS",
     "MAX_NAME",
     "NAME_MAX",
     "OPAQUE",
@@ -41,6 +44,10 @@ _LONG: Final = b".wh..wh.long."
 WORK_DIR: Final = b".wh..wh.unionfs"
 #: Where a rw branch lies while kernel overlayfs writes it (`unionfs.kernel.convert`).
 OVERLAY_DIR: Final = b".wh..wh.overlay"
+#: AUFS's own in the root of its rw branch: what whiteouts are links of, pseudo-links, orphans.
+AUFS_BASE: Final = b".wh..wh.aufs"
+AUFS_LINKS: Final = b".wh..wh.plnk"
+AUFS_ORPHANS: Final = b".wh..wh.orph"
 #: Longest file name of every filesystem that matters, bytes (NAME_MAX, limits.h).
 NAME_MAX: Final = 255
 #: Longest name whose whiteout still is a file name.

@@ -107,19 +107,14 @@ def _is_cut(rw_fd: int) -> bool:
 # -- into overlay form -------------------------------------------------------------
 
 
-def enter(
-    rw: bytes, layers: Sequence[bytes], kind: Kind, *, root_mode: int | None = None
-) -> tuple[bytes, bytes]:
+def enter(rw: bytes, layers: Sequence[bytes], kind: Kind) -> tuple[bytes, bytes]:
     """Bring the branch `rw` into overlay form; return its upper and work directories.
 
-    `layers` are those it will be mounted over, top first. The caller holds the branch's lock
-    and has settled it. A fresh branch takes the top layer's root attributes, with `root_mode`
-    in place of the mode 0700 of old stores.
+    `layers` are those it will be mounted over, top first. The caller holds the branch's lock,
+    has settled it, and our own engine has opened it before (`unionfs.kernel.mounted`).
     """
     with _opened(rw) as rw_fd:
         names = moved_names(rw_fd)
-        if not names and layers:
-            _adopt_root(rw_fd, layers[0], kind, root_mode)
         root_times = os.stat(b".", dir_fd=rw_fd)
         state = State.create(rw_fd, rw, kind, layers)
         with contextlib.closing(state), state.upper() as upper:
@@ -134,21 +129,6 @@ def enter(
             os.utime(b".", ns=times, dir_fd=upper)
             state.set_phase(Phase.LIVE)
             return state.upper_path(), state.work_path()
-
-
-def _adopt_root(rw_fd: int, top: bytes, kind: Kind, root_mode: int | None) -> None:
-    with Branch.open(top) as branch, Branch(b"", os.dup(rw_fd)) as own:
-        if own.marked:
-            return
-        status = branch.status(branch.fd, b".")
-        if kind is Kind.TRUSTED:
-            os.chown(b".", status.uid, status.gid, dir_fd=rw_fd)
-        mode = stat.S_IMODE(status.mode)
-        if root_mode is not None and mode == stat.S_IRWXU:
-            mode = root_mode
-        floor = _DIR_FLOOR if kind is Kind.USER else 0
-        os.chmod(proc_path(rw_fd, b"."), mode | floor)
-        os.utime(b".", ns=(status.atime_ns, status.mtime_ns), dir_fd=rw_fd)
 
 
 def _enter_tree(upper: int, lower: Stack | None, kind: Kind) -> None:

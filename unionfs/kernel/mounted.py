@@ -22,8 +22,10 @@ import attrs
 from unionfs import _sys
 from unionfs.branch.branch import proc_path
 from unionfs.errors import BusyError, UnsupportedError, show
-from unionfs.kernel import trees
+from unionfs.kernel import convert, trees
+from unionfs.kernel.plinks import flush_pseudo_links, refuse_live_branch
 from unionfs.kernel.survey import Kind
+from unionfs.union import Engine, EngineOptions
 
 __all__ = [
     "KernelMount",
@@ -31,8 +33,9 @@ __all__ = [
     "Layer",
     "Scratch",
     "can_hold_shims",
-    "is_mount_of",
-    "locked_branch",
+    "mounts_on",
+    "ready_branch",
+    "settle_branch",
 ]
 
 _PROBE: Final = b".unionfs-probe-"
@@ -69,15 +72,15 @@ class KernelRequest:
     root_mode: int | None = None
 
 
-def is_mount_of(target: bytes, fstype: bytes) -> bool:
-    """Tell whether the topmost mount on `target` is of this type."""
-    found = b""
+def mounts_on(target: bytes | None = None) -> list[tuple[bytes, bytes, bytes]]:
+    """Return (mount id, device, type) of what is mounted on `target`, topmost last (None: all)."""
+    found = []
     with open("/proc/self/mountinfo", "rb") as table:
         for line in table:
             fields = line.split(b" ")
-            if _unescape(fields[4]) == target:
-                found = fields[fields.index(b"-") + 1]
-    return found == fstype
+            if target is None or _unescape(fields[4]) == target:
+                found.append((fields[0], fields[2], fields[fields.index(b"-") + 1]))
+    return found
 
 
 def _unescape(field: bytes) -> bytes:
@@ -140,18 +143,44 @@ class Scratch:
                 os.close(fd)
 
 
-@contextlib.contextmanager
-def locked_branch(rw: bytes) -> Iterator[contextlib.ExitStack]:
-    """Take the lock of a rw branch; the caller may keep it with `pop_all()`. BusyError."""
-    with contextlib.ExitStack() as stack:
-        fd = os.open(rw, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        stack.callback(os.close, fd)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as exc:
+def _lock(rw: bytes) -> int:
+    fd = os.open(rw, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as exc:
+        os.close(fd)
+        if isinstance(exc, BlockingIOError):
             raise BusyError(
                 f"writable branch {show(rw)} is in use by another mount; unmount that first"
             ) from exc
+        raise
+    return fd
+
+
+def settle_branch(rw: bytes) -> None:
+    """Bring a rw branch that overlayfs had into AUFS form, if need be. BusyError while in use."""
+    fd = _lock(rw)
+    try:
+        refuse_live_branch(rw)
+        convert.settle(rw)
+        flush_pseudo_links(rw, {})
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def ready_branch(request: KernelRequest, rw: bytes) -> Iterator[contextlib.ExitStack]:
+    """Make a rw branch ready and lock it; the caller may keep the lock with `pop_all()`.
+
+    Our own engine opens it first, so that a journal left by a crash is replayed and a new
+    branch gets its root attributes and ownership marks as under FUSE. BusyError.
+    """
+    settle_branch(rw)
+    layers = [layer.path for layer in request.layers]
+    options = EngineOptions(root_mode_fallback=request.root_mode)
+    Engine.start(layers, rw, options=options).close()
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.close, _lock(rw))
         yield stack
 
 
@@ -164,12 +193,18 @@ class KernelMount(abc.ABC):
     def __init__(self, request: KernelRequest, held: contextlib.ExitStack) -> None:
         self.request = request
         self.losses: tuple[str, ...] = ()
+        self._identity: tuple[bytes, bytes, bytes] | None = None
         self._held = held
 
     @property
     def mounted(self) -> bool:
-        """Whether the target still shows it, in the present mount namespace."""
-        return is_mount_of(self.request.target, self.fstype)
+        """Whether the mount still exists in the present mount namespace, wherever it is now."""
+        return self._identity is not None and self._identity in mounts_on()
+
+    def recognise(self) -> None:
+        """Remember which mount is ours; called right after mounting."""
+        found = [item for item in mounts_on(self.request.target) if item[2] == self.fstype]
+        self._identity = found[-1] if found else None
 
     def unmount(self, *, lazy: bool = False) -> None:
         """Unmount and bring everything in order; BusyError while files are open in it."""
@@ -182,6 +217,10 @@ class KernelMount(abc.ABC):
                     raise BusyError(f"{show(self.request.target)} is in use") from exc
                 raise
         self.finish()
+
+    def detach(self) -> None:
+        """Take the mount away at once; who still uses it may finish. Then call `finish`."""
+        _sys.umount(self.request.target, _sys.MNT_DETACH)
 
     def before_unmount(self) -> None:
         """Do what only works while it is mounted; nothing unless a back end needs it."""

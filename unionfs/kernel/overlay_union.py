@@ -17,12 +17,12 @@ from unionfs.branch import Branch
 from unionfs.branch.branch import proc_path
 from unionfs.errors import UnsupportedError, show
 from unionfs.kernel import convert, overlay, shims, trees
-from unionfs.kernel.mounted import KernelMount, KernelRequest, Scratch, locked_branch
+from unionfs.kernel.mounted import KernelMount, KernelRequest, Scratch, ready_branch
 from unionfs.kernel.overlay import OverlaySpec
 from unionfs.kernel.shims import ShimSet
 from unionfs.kernel.survey import Kind, LayerFacts, overlay_blockers, overlay_losses, survey
 
-__all__ = ["OverlayMount", "mount_overlay", "overlay_kind"]
+__all__ = ["OverlayMount", "mount_overlay", "overlay_kind", "prepare_overlay"]
 
 _LEGACY_ROOT: Final = 0o700
 _ROOT: Final = b"root"
@@ -40,7 +40,7 @@ def overlay_kind() -> Kind:
 
 
 class OverlayMount(KernelMount):
-    """An overlayfs mount."""
+    """An overlayfs mount, prepared or made; `spec` is what the kernel is asked for."""
 
     backend = "overlay"
     fstype = b"overlay"
@@ -49,7 +49,16 @@ class OverlayMount(KernelMount):
         self, request: KernelRequest, held: contextlib.ExitStack, scratch: Scratch
     ) -> None:
         super().__init__(request, held)
+        self.spec = OverlaySpec((), Kind.USER)
         self._scratch = scratch
+
+    def attach(self, target: bytes | None = None) -> None:
+        """Mount on `target` (the request's); nothing else changes when it fails.
+
+        May be called in a child process that has its own namespaces.
+        """
+        overlay.mount(self.spec, self.request.target if target is None else target)
+        self.recognise()
 
     def finish(self) -> None:
         """See `KernelMount.finish`."""
@@ -65,12 +74,24 @@ def mount_overlay(request: KernelRequest) -> OverlayMount:
     UnsupportedError with the reason when this caller, machine or these layers cannot;
     BusyError when the rw branch is in use.
     """
-    kind = overlay_kind()
+    mounted = prepare_overlay(request, overlay_kind())
+    try:
+        mounted.attach()
+    except BaseException:
+        mounted.finish()
+        raise
+    return mounted
+
+
+def prepare_overlay(request: KernelRequest, kind: Kind) -> OverlayMount:
+    """Do everything but the mount itself, which needs no namespace of its own.
+
+    The result must be finished, mounted or not.
+    """
     with contextlib.ExitStack() as undo:
         held = contextlib.ExitStack()
         if request.rw is not None:
-            held = undo.enter_context(undo.enter_context(locked_branch(request.rw)))
-            convert.settle(request.rw)
+            held = undo.enter_context(ready_branch(request, request.rw))
         scratch = Scratch.make(_scratch_places(request), kind)
         undo.callback(scratch.remove)
         prepared = [_prepare(request, item, scratch, kind) for item in range(len(request.layers))]
@@ -80,11 +101,10 @@ def mount_overlay(request: KernelRequest) -> OverlayMount:
             lowers = (_root_shim(request, scratch), *lowers)
             spec = OverlaySpec(lowers, kind, flags=request.flags | _sys.MS_RDONLY)
         else:
-            spec = _with_branch(request, lowers, scratch, kind)
-            undo.callback(convert.settle, request.rw)
-        overlay.mount(spec, request.target)
+            spec = _with_branch(request, request.rw, lowers, scratch, kind)
         mounted = OverlayMount(request, held.pop_all(), scratch)
         mounted.losses = losses
+        mounted.spec = spec
         undo.pop_all()
     return mounted
 
@@ -144,15 +164,11 @@ def _root_shim(request: KernelRequest, scratch: Scratch) -> bytes:
 
 
 def _with_branch(
-    request: KernelRequest, lowers: tuple[bytes, ...], scratch: Scratch, kind: Kind
+    request: KernelRequest, rw: bytes, lowers: tuple[bytes, ...], scratch: Scratch, kind: Kind
 ) -> OverlaySpec:
-    rw = request.rw
-    assert rw is not None  # noqa: S101  # told by the only caller
     cut = convert.hides_layers(rw)
     try:
-        upper, work = convert.enter(
-            rw, [layer.path for layer in request.layers], kind, root_mode=request.root_mode
-        )
+        upper, work = convert.enter(rw, [layer.path for layer in request.layers], kind)
     except OSError as exc:
         convert.settle(rw)
         raise UnsupportedError(

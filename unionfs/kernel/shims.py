@@ -27,7 +27,7 @@ from unionfs.errors import UnsupportedError, show
 from unionfs.kernel import trees
 from unionfs.kernel.survey import Kind, LayerFacts, Marked, Survey, survey
 
-__all__ = ["ShimSet", "lower_directories", "prepare"]
+__all__ = ["ShimSet", "facts_of", "lower_directories", "prepare"]
 
 _FACTS: Final = b"facts.json"
 _HIDE: Final = b"hide"
@@ -53,7 +53,7 @@ def prepare(layer: bytes, cache: bytes, kind: Kind) -> ShimSet:
     set there. UnsupportedError when the filesystem of `cache` cannot hold them.
     """
     target = cache + b"/" + kind.value.encode()
-    found = _load(layer, target)
+    found = _load(layer, cache, kind)
     if found is not None:
         return found
     with contextlib.suppress(FileExistsError):
@@ -75,7 +75,7 @@ def prepare(layer: bytes, cache: bytes, kind: Kind) -> ShimSet:
     finally:
         if staging:
             _remove(staging)
-    found = _load(layer, target)
+    found = _load(layer, cache, kind)
     if found is None:
         raise UnsupportedError(f"the prepared layers in {show(target)} are damaged; remove them")
     return found
@@ -90,14 +90,21 @@ def _remove(path: bytes) -> None:
         os.close(fd)
 
 
-def _load(layer: bytes, target: bytes) -> ShimSet | None:
+def facts_of(cache: bytes, kind: Kind) -> LayerFacts | None:
+    """Return the facts of a layer whose shims are in `cache`; None when they are not."""
     try:
-        with open(target + b"/" + _FACTS, "rb") as file:
+        with open(cache + b"/" + kind.value.encode() + b"/" + _FACTS, "rb") as file:
             facts = msgspec.json.decode(file.read(), type=LayerFacts)
     except (OSError, msgspec.MsgspecError):
         return None
-    if facts.format != _FORMAT:
+    return facts if facts.format == _FORMAT else None
+
+
+def _load(layer: bytes, cache: bytes, kind: Kind) -> ShimSet | None:
+    facts = facts_of(cache, kind)
+    if facts is None:
         return None
+    target = cache + b"/" + kind.value.encode()
     hide = target + b"/" + _HIDE if facts.reserved else None
     wh = target + b"/" + _WH if facts.whiteouts else None
     if any(shim is not None and not os.path.isdir(shim) for shim in (hide, wh)):

@@ -1,0 +1,67 @@
+"""The process beside a kernel mount: it holds the locks and tidies up when the mount ends.
+
+A kernel union needs no daemon to work, but somebody must hold the rw branch's lock while it
+is mounted and bring the branch back into AUFS form afterwards, however it was unmounted.
+
+Invariant: when `keep` returns normally the mount is gone and finished; a killed keeper
+leaves a branch that `settle_branch` finishes at its next use.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+from typing import Final
+
+from unionfs.errors import BusyError
+from unionfs.kernel.mounted import KernelMount
+
+__all__ = ["keep"]
+
+#: Milliseconds between looks at a mount that is unmounted here but still in use elsewhere.
+_RETRY: Final = 1000
+
+
+def keep(mount: KernelMount) -> None:
+    """Wait until the mount is gone or SIGTERM or SIGINT arrives, and finish it.
+
+    A signal unmounts; while files are open in it the mount is detached and finished as soon
+    as the last user is gone. Call it in the main thread.
+    """
+    reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    wanted = {signal.SIGTERM, signal.SIGINT}
+    before = {number: signal.signal(number, lambda *_: None) for number in wanted}
+    previous = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    table = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+    poller = select.poll()
+    poller.register(table, select.POLLERR | select.POLLPRI)
+    poller.register(reading, select.POLLIN)
+    try:
+        while mount.mounted:
+            events = dict(poller.poll())
+            if reading in events:
+                os.read(reading, 1)
+                _end(mount)
+        _finish(mount, poller)
+    finally:
+        signal.set_wakeup_fd(previous)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for fd in (table, reading, writing):
+            os.close(fd)
+
+
+def _end(mount: KernelMount) -> None:
+    mount.before_unmount()
+    mount.detach()
+
+
+def _finish(mount: KernelMount, poller: select.poll) -> None:
+    while True:
+        try:
+            mount.finish()
+        except BusyError:
+            poller.poll(_RETRY)
+        else:
+            return

@@ -1,0 +1,148 @@
+"""AUFS's pseudo-links, made real: what auplink(8) does, by us.
+
+AUFS keeps a copied-up file with several names as `INO.HINO` in a hidden directory of the
+rw branch (its own inode number and the copy's), and links further names to it only when
+they are used. Unless all are linked before the mount is gone, the other names show the
+old file afterwards.
+
+Invariant: a name is only linked to a copy that the union showed as the same inode, and
+what is left of AUFS in the branch afterwards are its whiteouts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import stat
+from collections.abc import Mapping
+from typing import Final
+
+from unionfs.branch import whiteout
+from unionfs.errors import BusyError, show
+from unionfs.kernel import trees
+
+__all__ = ["flush_pseudo_links", "pseudo_links", "refuse_live_branch", "touch_names"]
+
+_SYSFS: Final = b"/sys/fs/aufs"
+_BRANCH: Final = re.compile(rb"br\d+")
+
+_ENTRY: Final = re.compile(rb"(\d+)\.(\d+)")
+_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def refuse_live_branch(rw: bytes) -> None:
+    """Raise BusyError while an AUFS mount uses the branch, whoever made it.
+
+    AUFS lists the branches of every mount of the machine in sysfs.
+    """
+    if whiteout.AUFS_BASE not in map(os.fsencode, os.listdir(rw)):
+        return  # AUFS makes it at mount
+    try:
+        mounts = os.listdir(_SYSFS)
+    except FileNotFoundError:
+        return  # no AUFS in this kernel
+    for mount in mounts:
+        place = _SYSFS + b"/" + mount
+        with contextlib.suppress(NotADirectoryError, FileNotFoundError):
+            for entry in os.listdir(place):
+                if _BRANCH.fullmatch(entry) and _is_branch(place + b"/" + entry, rw):
+                    raise BusyError(f"{show(rw)} is mounted with AUFS; unmount it first")
+
+
+def _is_branch(entry: bytes, rw: bytes) -> bool:
+    with open(entry, "rb") as file:
+        path = file.read().rstrip(b"\n").rpartition(b"=")[0].replace(b"\\040", b" ")
+    try:
+        return os.path.samefile(path, rw)
+    except OSError:
+        return path == rw
+
+
+def pseudo_links(rw: bytes) -> dict[int, bytes]:
+    """Return the pseudo-links of a branch: AUFS's inode number -> name of the copy."""
+    found = {}
+    with contextlib.suppress(FileNotFoundError):
+        for text in os.listdir(rw + b"/" + whiteout.AUFS_LINKS):
+            match = _ENTRY.fullmatch(text)
+            if match is not None:
+                found[int(match[1])] = text
+    return found
+
+
+def touch_names(target: bytes, links: Mapping[int, bytes]) -> dict[bytes, list[bytes]]:
+    """Use every name of a pseudo-link through the live mount; return them by copy.
+
+    Setting the times that a file has already makes AUFS link the name in the rw branch.
+    """
+    names: dict[bytes, list[bytes]] = {}
+    if not links:
+        return names
+    root = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for path, fd, entries in trees.walk_directories(root):
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False) or entry.inode() not in links:
+                    continue
+                name = os.fsencode(entry.name)
+                try:
+                    st = os.stat(name, dir_fd=fd, follow_symlinks=False)
+                    if st.st_ino not in links:
+                        continue
+                    times = (st.st_atime_ns, st.st_mtime_ns)
+                    os.utime(name, ns=times, dir_fd=fd, follow_symlinks=False)
+                except OSError as exc:
+                    if exc.errno in (errno.ENOENT, errno.ENAMETOOLONG):
+                        continue  # gone meanwhile, or listed but out of AUFS's reach
+                    raise
+                names.setdefault(links[st.st_ino], []).append(trees.child(path, name))
+    finally:
+        os.close(root)
+    return names
+
+
+def flush_pseudo_links(rw: bytes, names: Mapping[bytes, list[bytes]]) -> None:
+    """Link what is still missing and remove AUFS's housekeeping from an unmounted branch.
+
+    `names` is what `touch_names` returned; without it (after a crash) names that AUFS had not
+    linked by then stay as they are. The caller holds the branch's lock.
+    """
+    root = os.open(rw, _FLAGS)
+    try:
+        present = {os.fsencode(text) for text in os.listdir(root)}
+        ours = present.intersection(
+            (whiteout.AUFS_BASE, whiteout.AUFS_LINKS, whiteout.AUFS_ORPHANS)
+        )
+        if not ours:
+            return
+        if whiteout.AUFS_LINKS in ours:
+            copies = os.open(whiteout.AUFS_LINKS, _FLAGS, dir_fd=root)
+            try:
+                for copy, paths in names.items():
+                    for path in paths:
+                        _link(root, copies, copy, path)
+            finally:
+                os.close(copies)
+        with trees.kept_times(root):
+            for name in ours:
+                trees.remove_tree(root, name)
+    finally:
+        os.close(root)
+
+
+def _link(root: int, copies: int, copy: bytes, path: bytes) -> None:
+    parent_path, _, name = path.rpartition(b"/")
+    try:
+        parent = trees.open_inner(root, parent_path)
+    except (FileNotFoundError, NotADirectoryError):
+        return  # the touch did not reach the branch: the directory went away meanwhile
+    try:
+        st = os.stat(copy, dir_fd=copies, follow_symlinks=False)
+        if not stat.S_ISDIR(st.st_mode):
+            with trees.kept_times(parent), contextlib.suppress(FileExistsError):
+                os.link(copy, name, src_dir_fd=copies, dst_dir_fd=parent, follow_symlinks=False)
+    except FileNotFoundError:
+        return
+    finally:
+        os.close(parent)
