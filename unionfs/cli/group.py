@@ -37,6 +37,7 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "mounts": ("mounts", "List live and dead mounts."),
     "run": ("run_cmd", "Run a command with an image as its root."),
     "shell": ("shell_cmd", "Start a shell with an image as its root."),
+    "explain": ("explain", "Say why a path is visible, hidden or not there."),
     "changes": ("changes", "Show what a rw branch changed, as `docker diff` does."),
     "commit": ("commit", "Make an image of a rw branch."),
     "export": ("export", "Write an image as an archive or OCI layout."),

@@ -1,0 +1,59 @@
+"""Fixtures of the debugging commands: a command line in this process, layers from a few words."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from support.commands import Done, Run
+from support.insight import MakeImage, MakeLayers, parse
+from support.layers import image_of
+from support.literal import lay_out_all
+
+from unionfs.cli import boundary
+from unionfs.insight.where import Where, of_directories
+from unionfs.store.store import Store
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str]) -> Run:
+    """Run a command line in this process, with the error boundary around it."""
+
+    def call(*arguments: object) -> Done:
+        capfd.readouterr()
+        status = boundary.run([os.fspath(a) if isinstance(a, Path) else str(a) for a in arguments])
+        out, err = capfd.readouterr()
+        return Done(status, out, err)
+
+    return call
+
+
+@pytest.fixture
+def layers(tmp_path: Path) -> MakeLayers:
+    """Lay layers out as they are spelled; `layer1` is the base."""
+
+    def make(text: str) -> Where:
+        return of_directories(lay_out_all(parse(text).layers, tmp_path))
+
+    return make
+
+
+@pytest.fixture
+def store_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the place of the store that commands of this test use."""
+    root = tmp_path / "store"
+    monkeypatch.setenv("UNIONFS_ROOT", str(root))
+    return root
+
+
+@pytest.fixture
+def image(store_root: Path) -> MakeImage:
+    """Import layers as an image."""
+
+    def make(text: str, tag: str = "demo/app:v1") -> str:
+        with Store.open(os.fsencode(store_root)) as store:
+            source = image_of(parse(text).tars(), created="2020-01-02T03:04:05Z")
+            return store.import_image(source, transport="test", references=[tag]).id
+
+    return make
