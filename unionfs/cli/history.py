@@ -1,7 +1,6 @@
 """`unionfs history`: the layers of an image, top-most first.
 
-JSON: a list of `id`, `diff_id`, `chain_id`, `created`, `size`, `entries`, `command`,
-`path`, `transport`, `dialect`, `warnings`, `names`.
+JSON: a list of what `inspect --json` has as `layers`, but top-most first, with `names` (list).
 """
 
 from __future__ import annotations
@@ -10,9 +9,7 @@ import click
 
 from unionfs.cli import output
 from unionfs.cli.arguments import IMAGE
-from unionfs.cli.describe import Catalogue
 from unionfs.cli.group import root_option, state, verbose_option
-from unionfs.cli.inspect import layer_document
 
 __all__ = ["command"]
 
@@ -27,23 +24,23 @@ def command(*, image: str, as_json: bool) -> None:
 
     Columns: short id, age, size, the command that made the layer.
     """
+    from unionfs.store.image import parse_time  # noqa: PLC0415  # help stays fast
+    from unionfs.store.images import inspect  # noqa: PLC0415  # see above
+
     with state().graph() as graph:
-        catalogue = Catalogue(graph)
-        layers = catalogue.layers(graph.get_exact(graph.tags.resolve(graph, image)))
+        layers = inspect(graph, graph.tags.resolve(graph, image))["layers"][::-1]
+        names = graph.tags.by_id()
     if as_json:
-        names = catalogue.names
-        output.write_json(
-            [layer_document(layer) | {"names": names.get(layer.image.id, [])} for layer in layers]
-        )
+        output.write_json([layer | {"names": names.get(layer["id"], [])} for layer in layers])
         return
     output.table(
         ("ID", "CREATED", "SIZE", "CREATED BY"),
         (
             (
-                layer.image.id[:12],
-                output.age(layer.image.record.created_ns),
-                output.size(layer.size),
-                layer.command,
+                layer["id"][:12],
+                output.age(parse_time(layer["created"])),
+                output.size(layer["size"]),
+                layer["command"],
             )
             for layer in layers
         ),

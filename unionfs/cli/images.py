@@ -1,7 +1,8 @@
 """`unionfs images`: what is in the store, as a list or as the graph.
 
-JSON keys: `id`, `names` (list), `parent` (id or null), `created` (RFC 3339), `size`
-(bytes, null when a layer is missing), `layers` (count, null likewise), `layer_only`.
+JSON: a list of `id`, `names` (list), `created` (RFC 3339), `size` (bytes of all layers),
+`own_size` (bytes of the top-most one), `layers` (count), `image` (false for a mere layer),
+`comment`; with --tree also `children`, a list of the same.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from unionfs.cli import output
-from unionfs.cli.describe import Catalogue
 from unionfs.cli.group import root_option, state, verbose_option
 from unionfs.errors import NotFoundError, show
 
 if TYPE_CHECKING:
-    from unionfs.store.entry import Image
+    from unionfs.store.graph import Graph
+    from unionfs.store.images import ImageNode, ImageSummary
 
 __all__ = ["command"]
 
@@ -41,62 +42,82 @@ def command(*, everything: bool, tree: bool, quiet: bool, as_json: bool) -> None
             output.write_json([])
         return
     with graph:
-        catalogue = Catalogue(graph)
-        chosen = catalogue.images()
-        if everything or (tree and as_json):
-            chosen += sorted(
-                (entry for entry in catalogue.entries.values() if entry not in chosen),
-                key=lambda entry: entry.id,
-            )
-        if as_json:
-            output.write_json([catalogue.summary(entry) for entry in chosen])
-        elif quiet:
-            for entry in chosen:
-                output.result(entry.id)
-        elif tree:
-            _draw(catalogue)
+        if tree:
+            _print_tree(graph, as_json=as_json)
         else:
-            rows = (row for entry in chosen for row in _rows(catalogue.summary(entry), entry))
-            output.table(("NAME", "ID", "CREATED", "SIZE", "LAYERS"), rows)
-        broken = len(graph.ids()) - len(catalogue.entries)
+            _print_list(graph, everything=everything, quiet=quiet, as_json=as_json)
+        broken = len(graph.ids()) - len(graph.all())
     if broken:
         output.note(f"unionfs: {broken} damaged entries are not shown; `unionfs fsck` explains")
 
 
-def _rows(summary: dict[str, Any], entry: Image) -> list[tuple[str, ...]]:
-    size = "incomplete" if summary["size"] is None else output.size(summary["size"])
-    layers = "?" if summary["layers"] is None else str(summary["layers"])
-    created = output.age(entry.record.created_ns)
-    names = summary["names"] or ["<none>"]
-    return [(name, entry.id[:12], created, size, layers) for name in names]
+def _print_list(graph: Graph, *, everything: bool, quiet: bool, as_json: bool) -> None:
+    from unionfs.store.images import list_images  # noqa: PLC0415  # help stays fast
+
+    found = list_images(graph, all_entries=everything)
+    if as_json:
+        output.write_json([_document(item) for item in found])
+    elif quiet:
+        for item in found:
+            output.result(item.id)
+    else:
+        output.table(
+            ("NAME", "ID", "CREATED", "SIZE", "LAYERS"),
+            (
+                (
+                    name,
+                    item.id[:12],
+                    output.age(item.created_ns),
+                    output.size(item.size),
+                    str(item.layers),
+                )
+                for item in found
+                for name in item.references or ("<none>",)
+            ),
+        )
 
 
-def _draw(catalogue: Catalogue) -> None:
-    children: dict[str | None, list[Image]] = {}
-    for entry in catalogue.entries.values():
-        parent = entry.parent if entry.parent in catalogue.entries else None
-        children.setdefault(parent, []).append(entry)
-    # A stack and not recursion: a chain may be longer than Python's.
-    pending = [(entry, "", "") for entry in reversed(_ordered(children.get(None, [])))]
+def _document(item: ImageSummary) -> dict[str, Any]:
+    from unionfs.store.image import format_time  # noqa: PLC0415  # help stays fast
+
+    return {
+        "id": item.id,
+        "names": list(item.references),
+        "created": format_time(item.created_ns),
+        "size": item.size,
+        "own_size": item.own_size,
+        "layers": item.layers,
+        "image": item.is_image,
+        "comment": item.comment,
+    }
+
+
+def _print_tree(graph: Graph, *, as_json: bool) -> None:
+    from unionfs.store.images import image_tree  # noqa: PLC0415  # help stays fast
+
+    roots = image_tree(graph)
+    if as_json:
+        documents: list[dict[str, Any]] = []
+        unfinished = [(root, documents) for root in roots]
+        # Loops and not recursion: a chain may be longer than Python's.
+        for node, place in unfinished:
+            children: list[dict[str, Any]] = []
+            place.append(_document(node.summary) | {"children": children})
+            unfinished += [(child, children) for child in node.children]
+        output.write_json(documents)
+        return
+    pending = [(root, "", "") for root in reversed(roots)]
     while pending:
-        entry, lead, below = pending.pop()
-        output.result(lead + _label(catalogue, entry))
-        kids = _ordered(children.get(entry.id, []))
-        for number, kid in enumerate(reversed(kids)):
-            last = number == 0
-            branch, rest = ("└─ ", "   ") if last else ("├─ ", "│  ")
-            pending.append((kid, below + branch, below + rest))
+        node, lead, below = pending.pop()
+        output.result(lead + _label(node))
+        for number, child in enumerate(reversed(node.children)):
+            branch, rest = ("├─ ", "│  ") if number else ("└─ ", "   ")
+            pending.append((child, below + branch, below + rest))
 
 
-def _ordered(entries: list[Image]) -> list[Image]:
-    return sorted(entries, key=lambda entry: (entry.record.created_ns, entry.id))
-
-
-def _label(catalogue: Catalogue, entry: Image) -> str:
-    names = ", ".join(show(name) for name in catalogue.names.get(entry.id, []))
-    if entry.metadata_only:
-        return f"{entry.id[:12]} image {names or '<none>'}"
-    missing = ""
-    if entry.parent is not None and entry.parent not in catalogue.entries:
-        missing = f" (parent {entry.parent[:12]} is missing)"
-    return f"{entry.id[:12]} {output.size(catalogue.layer_size(entry))} {names}".rstrip() + missing
+def _label(node: ImageNode) -> str:
+    item = node.summary
+    names = ", ".join(show(name) for name in item.references)
+    if item.is_image and not item.own_size:
+        return f"{item.id[:12]} image {names or '<none>'}"
+    return f"{item.id[:12]} {output.size(item.own_size)} {names}".rstrip()

@@ -1,61 +1,24 @@
 """`unionfs inspect`: everything the store knows about one image.
 
-JSON keys: those of `images --json`, and `author`, `comment`, `os`, `architecture`, `path`,
-`config` (the OCI configuration, or null), `record` (Docker's `json`, parsed), `stack`: a
-list, top-most first, of `id`, `diff_id`, `chain_id`, `size`, `entries`, `command`, `path`,
-`transport`, `dialect`, `warnings`.
+JSON: `id`, `tags`, `parent`, `created`, `author`, `comment`, `architecture`, `os`, `config`
+(what a container starts with), `history`, `size` (bytes), `transport` (where it came from) and
+`layers`, the lowest first: `id`, `created`, `command`, `path`, `size`, and for all but those of
+early Docker `diff_id`, `chain_id`, `entries`, `tar_size`, `ownership`, `transport`, `imported`,
+`warnings`.
 """
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
 
 import click
 
 from unionfs.cli import output
 from unionfs.cli.arguments import IMAGE
-from unionfs.cli.describe import Catalogue, Layer, configuration
 from unionfs.cli.group import root_option, state, verbose_option
 from unionfs.errors import show
 
-if TYPE_CHECKING:
-    from unionfs.store.entry import Image
-
-__all__ = ["command", "layer_document"]
-
-
-def layer_document(layer: Layer) -> dict[str, Any]:
-    """Return the JSON form of one layer."""
-    facts = layer.image.facts
-    return {
-        "id": layer.image.id,
-        "diff_id": facts.diff_id if facts else None,
-        "chain_id": facts.chain_id if facts else None,
-        "created": layer.image.record.created,
-        "size": layer.size,
-        "entries": facts.entries if facts else None,
-        "command": layer.command,
-        "path": layer.image.layer_path,
-        "transport": facts.transport if facts else None,
-        "dialect": facts.dialect if facts else None,
-        "warnings": list(facts.warnings) if facts else [],
-    }
-
-
-def _document(catalogue: Catalogue, image: Image) -> dict[str, Any]:
-    record = image.record
-    return {
-        **catalogue.summary(image),
-        "author": record.author,
-        "comment": record.comment,
-        "os": record.os,
-        "architecture": record.architecture,
-        "path": image.path,
-        "config": configuration(image) or None,
-        "record": json.loads(record.stored_bytes.decode("utf-8", "replace")),
-        "stack": [layer_document(layer) for layer in catalogue.layers(image)],
-    }
+__all__ = ["command"]
 
 
 @click.command("inspect")
@@ -65,31 +28,30 @@ def _document(catalogue: Catalogue, image: Image) -> dict[str, Any]:
 @verbose_option
 def command(*, image: str, as_json: bool) -> None:
     """Show everything the store knows about an image."""
+    from unionfs.store.images import inspect  # noqa: PLC0415  # help stays fast
+
     with state().graph() as graph:
-        catalogue = Catalogue(graph)
-        entry = graph.get_exact(graph.tags.resolve(graph, image))
-        document = _document(catalogue, entry)
+        document = inspect(graph, graph.tags.resolve(graph, image))
     if as_json:
         output.write_json(document)
         return
-    settings = (document["config"] or {}).get("config") or entry.record.config or {}
     lines: list[tuple[str, str]] = [
-        ("Id", entry.id),
-        ("Names", ", ".join(document["names"]) or "<none>"),
+        ("Id", document["id"]),
+        ("Names", ", ".join(document["tags"]) or "<none>"),
         ("Created", document["created"]),
         ("Author", document["author"]),
         ("Comment", document["comment"]),
         ("Platform", "/".join(filter(None, (document["os"], document["architecture"])))),
-        ("Size", f"{output.size(document['size'])} in {document['layers']} layers"),
-        *((key, json.dumps(settings[key])) for key in sorted(settings) if settings[key]),
+        ("Size", f"{output.size(document['size'])} in {len(document['layers'])} layers"),
+        *((key, json.dumps(value)) for key, value in sorted(document["config"].items()) if value),
     ]
     for key, value in lines:
         if value:
             output.result(f"{key + ':':<14}{show(value)}")
     output.result("Layers, top-most first:")
-    for layer in document["stack"]:
-        digest = layer["diff_id"] or "no diff_id"
+    for layer in reversed(document["layers"]):
+        digest = layer.get("diff_id") or "no diff_id"
         words = f"{layer['id'][:12]}  {output.size(layer['size']):>7}  {digest}  {layer['command']}"
         output.result(f"  {show(words.rstrip())}")
-        for warning in layer["warnings"]:
+        for warning in layer.get("warnings", ()):
             output.result(f"    note: {show(warning)}")

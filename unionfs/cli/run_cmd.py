@@ -15,7 +15,6 @@ import click
 
 from unionfs.cli import output
 from unionfs.cli.arguments import DIRECTORY, IMAGE
-from unionfs.cli.describe import configuration
 from unionfs.cli.group import root_option, state, verbose_option
 from unionfs.errors import UnionfsError
 
@@ -132,6 +131,7 @@ def execute(
     if rw is not None and ephemeral:
         raise click.UsageError("--rw and --ephemeral exclude each other", context)
     from unionfs.run import RunRequest, prepare, run  # noqa: PLC0415  # help stays fast
+    from unionfs.store.images import inspect  # noqa: PLC0415  # see above
 
     with _our_failure(), contextlib.ExitStack() as stack:
         settings: dict[str, Any] = {}
@@ -142,7 +142,7 @@ def execute(
                 image = graph.get_exact(graph.tags.resolve(graph, words[0]))
                 stack.callback(os.close, graph.hold(image.id))
                 below = tuple(graph.layer_dirs(image.id))
-            settings = configuration(image).get("config") or image.record.config or {}
+                settings = inspect(graph, image.id)["config"]
             words = words[1:]
         config = configure(settings, tuple(os.fsencode(word) for word in words))
         union = prepare(

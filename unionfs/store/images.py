@@ -6,6 +6,7 @@ reported by `Graph.problems`), never an error of all the others.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -46,7 +47,26 @@ class ImageNode:
 
 
 def _own_size(image: Image) -> int:
-    return image.record.size if image.facts is None else image.facts.size
+    if image.facts is not None:
+        return image.facts.size
+    try:
+        return image.record.size or _tree_size(image.layer_path)
+    except OSError:
+        return 0
+
+
+def _tree_size(top: bytes) -> int:
+    """Return the bytes of all regular files: early Docker noted no sizes."""
+    total = 0
+    pending = [top]
+    while pending:
+        with os.scandir(pending.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append(entry.path)
+                elif entry.is_file(follow_symlinks=False):
+                    total += entry.stat(follow_symlinks=False).st_size
+    return total
 
 
 class _Sums:
@@ -155,14 +175,25 @@ def inspect(graph: Graph, image_id: ImageId) -> dict[str, Any]:
         "history": document.get("history") or [],
         "size": sum(_own_size(entry) for entry in layers),
         "transport": image.facts.transport if image.facts else "docker 0.x",
-        "layers": [_layer(entry) for entry in layers],
+        "layers": [
+            _layer(entry, step)
+            for entry, step in zip(layers, configs.history_of_layers(document), strict=True)
+        ],
     }
 
 
-def _layer(entry: Image) -> dict[str, Any]:
+def _command(entry: Image, step: dict[str, Any]) -> str:
+    """Return what made a layer: as its image tells, else as its own record does."""
+    words = step.get("created_by") or entry.record.container_config.get("Cmd")
+    return " ".join(map(str, words)) if isinstance(words, list) else str(words or "")
+
+
+def _layer(entry: Image, step: dict[str, Any]) -> dict[str, Any]:
     facts = entry.facts
     found: dict[str, Any] = {
         "id": entry.id,
+        "created": entry.record.created,
+        "command": _command(entry, step),
         "path": entry.layer_path.decode("utf-8", "backslashreplace"),
         "size": _own_size(entry),
     }
