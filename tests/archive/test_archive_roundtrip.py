@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from unionfs.archive.entry import Entry, Kind
 from unionfs.archive.limits import Limits
 from unionfs.archive.record import Recorder, payload_paths, replay
+from unionfs.archive.tarheader import parse_pax
 from unionfs.archive.tarstream import TarStream
-from unionfs.archive.tarwrite import TarWriter
+from unionfs.archive.tarwrite import TarWriter, member_header
 from unionfs.errors import StoreError
 
 LIMITS = Limits()
@@ -322,6 +323,44 @@ def test_a_payload_without_location_is_the_callers_error() -> None:
         recorder.finish({})
 
 
+def test_a_payload_without_a_path_in_the_table_is_refused() -> None:
+    record = io.BytesIO()
+    recorder = Recorder(record)
+    recorder.reference(5, 0, 1)
+    recorder.finish({5: b"layer/x"})
+    with pytest.raises(StoreError, match="no path"):
+        list(replay(record, lambda _: io.BytesIO(b"x")))
+
+
+def test_bytes_do_not_depend_on_the_order_of_attributes() -> None:
+    xattrs = {b"user.b": b"2", b"user.a": b"1"}
+    first = Entry(b"f", Kind.FILE, xattrs=xattrs)
+    second = Entry(b"f", Kind.FILE, xattrs=dict(reversed(xattrs.items())))
+    assert written([(first, b"")]) == written([(second, b"")])
+
+
+@pytest.mark.parametrize(
+    ("entry", "needs"),
+    [
+        (Entry(b"plain name", Kind.FILE, uid=0o7777777, mtime_ns=5 * 10**9), b""),
+        (Entry(b"n" * 100, Kind.SYMLINK, linkname=b"l" * 100), b""),
+        (Entry(b"n" * 101, Kind.FILE), b"path"),
+        (Entry("ö".encode(), Kind.FILE), b"path"),
+        (Entry(b"s", Kind.SYMLINK, linkname=b"\xff"), b"linkpath"),
+        (Entry(b"f", Kind.FILE, uid=0o10000000), b"uid"),
+        (Entry(b"f", Kind.FILE, gid=0o10000000), b"gid"),
+        (Entry(b"f", Kind.FILE, mtime_ns=1), b"mtime"),
+        (Entry(b"f", Kind.FILE, mtime_ns=-(10**9)), b"mtime"),
+    ],
+)
+def test_pax_records_only_where_they_are_needed(entry: Entry, needs: bytes) -> None:
+    raw = member_header(entry)
+    assert len(raw) == (512 * 3 if needs else 512)
+    if needs:
+        (record,) = parse_pax(raw[512:1024].rstrip(b"\0"))
+        assert record[0] == needs
+
+
 def test_keep_comes_before_reading() -> None:
     data = written([(Entry(b"a", Kind.FILE, size=1), b"x")])
     stream = TarStream(io.BytesIO(data), LIMITS)
@@ -357,8 +396,6 @@ def test_writer_refuses_what_tar_cannot_say(entry: Entry) -> None:
 
 
 def test_a_file_above_8_gib_has_a_pax_size() -> None:
-    from unionfs.archive.tarwrite import member_header
-
     size = 8**11 + 5
     stream = TarStream(io.BytesIO(member_header(Entry(b"a", Kind.FILE, size=size))), LIMITS)
     assert next(stream).size == size

@@ -16,7 +16,9 @@ import pytest
 from support.tarbytes import END, header, member
 
 from unionfs.archive.compression import decompress
+from unionfs.archive.digests import VerifiedReader
 from unionfs.archive.entry import Entry, Kind
+from unionfs.archive.files import DirectoryFiles
 from unionfs.archive.limits import Limits
 from unionfs.archive.platforms import parse_platform
 from unionfs.archive.source import Source, SourceImage, open_source, split_spec
@@ -706,13 +708,43 @@ def test_layer_that_is_longer_than_the_archive(tmp_path: Path) -> None:
         opened(path)
 
 
-def test_spooled_archive_is_bounded(images: Path) -> None:
-    limits = Limits(archive_bytes=100_000)
+@pytest.mark.parametrize("spec", ["docker-archive:docker.tar.gz", "docker.tar.gz"])
+def test_spooled_archive_is_bounded(
+    spec: str, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(images)
     with (
-        pytest.raises(LimitError, match="--limit"),
-        open_source(f"docker-archive:{images}/docker.tar.gz", limits=limits),
+        pytest.raises(LimitError, match="--limit archive_bytes="),
+        open_source(spec, limits=Limits(archive_bytes=100_000)),
     ):
         pass
+
+
+def test_a_pipe_is_bounded(images: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with subprocess.Popen(["cp", images / "docker.tar", tmp_path / "pipe"], stderr=-3) as writer:
+        with (
+            pytest.raises(LimitError, match="--limit archive_bytes="),
+            open_source(f"docker-archive:{tmp_path}/pipe", limits=Limits(archive_bytes=100_000)),
+        ):
+            pass
+        writer.wait()
+
+
+@pytest.mark.parametrize("path", ["..", "../x", "a/../b", "/etc/passwd", "", ".", "a\0b"])
+def test_no_path_leads_out_of_a_directory(path: str, images: Path) -> None:
+    with (
+        DirectoryFiles(os.fsencode(images)) as files,
+        pytest.raises(HostileArchiveError, match="leads out"),
+    ):
+        files.open(path)
+
+
+@pytest.mark.parametrize(("size", "words"), [(5, "instead of the promised 5"), (3, "more than")])
+def test_size_is_verified(size: int, words: str) -> None:
+    with pytest.raises(DigestMismatchError, match=words):
+        VerifiedReader(io.BytesIO(b"four"), None, size, "blob").readall()
+    assert VerifiedReader(io.BytesIO(b"four"), None, 4, "blob").readall() == b"four"
 
 
 def test_a_source_stays_readable_after_its_name_is_gone(images: Path, tmp_path: Path) -> None:

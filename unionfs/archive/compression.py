@@ -130,7 +130,8 @@ class Decompressed:
     consumed and produced so far, for progress displays.
     """
 
-    def __init__(self, raw: Reader, limits: Limits, what: str) -> None:
+    def __init__(self, raw: Reader, limits: Limits, what: str, limit: str) -> None:
+        self._limit = limit
         self._raw = raw
         self._limits = limits
         self._what = what
@@ -146,7 +147,7 @@ class Decompressed:
         """Return up to `size` bytes, b"" only at the end.
 
         Raises HostileArchiveError for damaged, truncated or padded-with-rubbish data and
-        LimitError for `layer_bytes` and `ratio`.
+        LimitError for `ratio` and the length of the output.
         """
         if size <= 0:
             return b""
@@ -158,7 +159,7 @@ class Decompressed:
 
     def _check(self) -> None:
         limits = self._limits
-        limits.check("layer_bytes", self.bytes_out, self._what)
+        limits.check(self._limit, self.bytes_out, self._what)
         if self.compression != "none" and self.bytes_out > limits.ratio_after:
             limits.check("ratio", self.bytes_out // max(1, self.bytes_in), self._what)
 
@@ -234,10 +235,13 @@ class Decompressed:
         return True
 
 
-def decompress(raw: Reader, limits: Limits, what: str = "archive") -> Decompressed:
+def decompress(
+    raw: Reader, limits: Limits, what: str = "archive", *, limit: str = "layer_bytes"
+) -> Decompressed:
     """Return the uncompressed bytes of `raw`, which needs nothing but `read(n)`.
 
-    `what` names the source in messages. Several gzip members or zstd frames in a row are one
+    `what` names the source in messages, `limit` the field of `limits` that bounds the output.
+    Several gzip members or zstd frames in a row are one
     stream (gzip(1), RFC 8878), NUL padding after the last is ignored.
     """
-    return Decompressed(raw, limits, what)
+    return Decompressed(raw, limits, what, limit)

@@ -59,9 +59,10 @@ class Limits:
         limit: int = getattr(self, name)
         if value > limit:
             what = name.replace("_", " ")
+            # A stream is stopped long before its end, so the value seen would not be enough.
             raise LimitError(
                 f"{where}: {what} is {value}, more than the limit of {limit}; "
-                f"if you trust the source, raise it with --limit {name}={value}"
+                f"if you trust the source, raise it, say with --limit {name}={2 * value}"
             )
 
     def with_options(self, options: Iterable[str]) -> Limits:

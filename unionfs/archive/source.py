@@ -40,7 +40,7 @@ from unionfs.archive.platforms import Platform, parse_platform
 from unionfs.archive.reader import Reader, Window
 from unionfs.archive.tarstream import TarStream
 from unionfs.archive.tree import ChunkReader, tree_tar
-from unionfs.errors import HostileArchiveError, NotFoundError, UsageError, show
+from unionfs.errors import HostileArchiveError, LimitError, NotFoundError, UsageError, show
 
 __all__ = ["TRANSPORTS", "Source", "SourceImage", "SourceLayer", "open_source", "split_spec"]
 
@@ -150,14 +150,14 @@ class _Opener:
         if not size:
             # tar takes nothing at all for an archive without members; here it is a lost pipe.
             raise HostileArchiveError(f"{what}: is empty, there is no image in it")
-        whole = io.BufferedReader(Window(file, 0, size), _CHUNK)
-        compression = decompress(whole, outer, what).compression
+        whole = _open_window(file, size)
+        compression = decompress(whole, outer, what, limit="archive_bytes").compression
         kind = transport or _sniff(file, size, outer, what)
         if kind == "rootfs":
             layer = SourceLayer(None, OCI_TAR, size, partial(_open_window, file, size))
             return Source((SourceImage((), None, (layer,), None),), kind)
         if compression != "none":
-            reader = decompress(io.BufferedReader(Window(file, 0, size), _CHUNK), outer, what)
+            reader = decompress(_open_window(file, size), outer, what, limit="archive_bytes")
             file = _spool(stack, reader, outer, what)
         files = TarFiles(file, outer, what)
         if kind == "oci-archive":
@@ -194,7 +194,7 @@ def _spool(stack: contextlib.ExitStack, reader: Reader, limits: Limits, what: st
 
 def _sniff(file: BinaryIO, size: int, limits: Limits, what: str) -> str:
     """Tell what an archive is by the names of its members, reading no more than needed."""
-    reader = decompress(io.BufferedReader(Window(file, 0, size), _CHUNK), limits, what)
+    reader = decompress(_open_window(file, size), limits, what, limit="archive_bytes")
     if reader.compression == "none":
         stream = TarStream.seeking(file, size, limits, what=what)
     else:
@@ -209,7 +209,7 @@ def _sniff(file: BinaryIO, size: int, limits: Limits, what: str) -> str:
                 return "rootfs"
             tops.add(parts[0])
     except HostileArchiveError as error:
-        if tops:
+        if tops or isinstance(error, LimitError):
             raise
         raise HostileArchiveError(f"{what}: is no tar archive ({error})") from None
     if tops & {b"manifest.json", b"repositories"}:
