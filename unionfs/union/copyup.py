@@ -286,7 +286,7 @@ class CopyUp:
         self._dress(node, branch, fd, name, status, plan.temp)
         places = self._links.members(node) if status.nlink > 1 else node.names()
         copy = tree.branches[UPPER].status(work_fd, plan.temp)
-        self._appear(plan.temp, copy.ino, places)
+        self._appear(plan.temp, places)
         for parent, inner in places:
             tree.scan(parent).entries[inner] = disk_type(copy)
         node.branch = UPPER
@@ -305,7 +305,7 @@ class CopyUp:
         for parent, _ in places:
             tree.release(parent)
 
-    def _appear(self, temp: bytes, ino: int, places: list[tuple[DirNode, bytes]]) -> None:
+    def _appear(self, temp: bytes, places: list[tuple[DirNode, bytes]]) -> None:
         """Move the finished copy to its name; under several names by the journal."""
         if not places:
             return
@@ -326,7 +326,7 @@ class CopyUp:
                 Place(fd, self._tree.path(parent), name)
                 for fd, (parent, name) in zip(fds, places, strict=True)
             ]
-            steps = [Step(Op.MOVE, first, self._journal.work_place(temp), ino)]
+            steps = [Step(Op.MOVE, first, self._journal.work_place(temp))]
             steps += [Step(Op.LINK, other, first) for other in others]
             self._journal.run(steps)
 

@@ -5,9 +5,9 @@ symbolic link whose target spells the steps, so that it is pure metadata and app
 once (a target beyond what every filesystem takes becomes a synced file). Then the steps
 run, then the intent goes. After a crash the steps run again.
 
-Invariant: every step can be repeated: the replay checks whether it has been done, by
-inode number where a name alone would not tell. A step that fails while nothing crashed makes
-the steps before it undone.
+Invariant: every step can be repeated: the replay sees from the names alone whether it has
+been done, so a branch may even be copied elsewhere between crash and replay. A step that
+fails while nothing crashed makes the steps before it undone.
 
 Encoding: fields are parted by `//`, steps by `///`; a field never begins or ends with a
 slash, and NUL cannot occur in names.
@@ -38,13 +38,13 @@ _ROOT: Final = b"."
 
 
 class Op(enum.Enum):
-    """What a step does to `target`, from `source`; MOVE, SWAP and REMOVE know an inode number."""
+    """What a step does to `target`, from `source`."""
 
     HIDE = b"hide"  # make the whiteout of target
     UNHIDE = b"unhide"  # remove it
-    MOVE = b"move"  # rename source to target, unless source is something else by now
-    SWAP = b"swap"  # exchange source and target, unless that has happened
-    REMOVE = b"remove"  # unlink target, unless it is something else by now
+    MOVE = b"move"  # rename source to target
+    SWAP = b"swap"  # exchange source and target: only ever alone, as it cannot be repeated
+    REMOVE = b"remove"  # unlink target
     LINK = b"link"  # hard link source as target
     CLEAR = b"clear"  # remove the opaque marker inside the directory target
 
@@ -63,24 +63,24 @@ class Step(NamedTuple):
     op: Op
     target: Place
     source: Place | None = None
-    ino: int = 0
 
 
 def _encode(steps: Iterable[Step]) -> bytes:
     parts = []
     for step in steps:
-        fields = [step.op.value, b"%d" % step.ino, step.target.path or _ROOT, step.target.name]
+        fields = [step.op.value, step.target.path or _ROOT, step.target.name]
         if step.source is not None:
             fields += [step.source.path or _ROOT, step.source.name]
         parts.append(_FIELD.join(fields))
     return _STEP.join(parts)
 
 
-def _ino_at(place: Place) -> int:
+def _exists(place: Place) -> bool:
     try:
-        return os.stat(place.name, dir_fd=place.fd, follow_symlinks=False).st_ino
+        os.stat(place.name, dir_fd=place.fd, follow_symlinks=False)
     except FileNotFoundError:
-        return -1
+        return False
+    return True
 
 
 class Journal:
@@ -161,20 +161,30 @@ class Journal:
     def _replay_step(self, fields: list[bytes]) -> None:
         with contextlib.ExitStack() as fds:
             try:
-                op, ino = Op(fields[0]), int(fields[1])
-                places = [self._open(fds, *fields[i : i + 2]) for i in range(2, len(fields), 2)]
-                step = Step(op, places[0], places[1] if len(places) > 1 else None, ino)
+                op = Op(fields[0])
+                places = [self._open(fds, *fields[i : i + 2]) for i in range(1, len(fields), 2)]
+                step = Step(op, places[0], places[1] if len(places) > 1 else None)
             except (ValueError, TypeError, IndexError) as exc:
                 raise StoreError(
                     f"{show(self._branch.path)}: unreadable journal {show(b'//'.join(fields))};"
                     " another version of unionfs wrote it: mount with that one first"
                 ) from exc
-            if step.source is not None and step.op is not Op.LINK:
-                place = step.source
-            else:
-                place = step.target
-            if not step.ino or _ino_at(place) == step.ino:
+            if not self._is_done(step):
                 self._execute(step)
+
+    @staticmethod
+    def _is_done(step: Step) -> bool:
+        """Tell whether a step of an interrupted run has happened.
+
+        What has moved is not at its source; a name in the work area is used once, so there
+        the target tells, because the source's name may have been taken by the next step.
+        """
+        if step.op is Op.REMOVE:
+            return not _exists(step.target)
+        if step.op is not Op.MOVE or step.source is None:
+            return False
+        into_work = step.target.path == whiteout.WORK_DIR
+        return not _exists(step.source) or (into_work and _exists(step.target))
 
     def _open(self, fds: contextlib.ExitStack, path: bytes, name: bytes) -> Place:
         fd = self._branch.open_path(path)

@@ -213,7 +213,7 @@ class Names:
             status = self._writer.branch.status(work_fd, temp)
             scan = self._tree.scan(parent)
             place = self._place(parent, name)
-            steps = [Step(Op.MOVE, place, self._journal.work_place(temp), status.ino)]
+            steps = [Step(Op.MOVE, place, self._journal.work_place(temp))]
             if name in scan.whiteouts:
                 steps.append(Step(Op.UNHIDE, place))
             self._journal.run(steps)
@@ -283,11 +283,10 @@ class Names:
         if node.branch != UPPER or name not in self._tree.scan(parent).entries:
             return b"", []
         place = self._place(parent, name)
-        ino = node.key[2]
         if node.more or not self._must_keep(node):
-            return b"", [Step(Op.REMOVE, place, None, ino)]
+            return b"", [Step(Op.REMOVE, place)]
         kept = self._work.new_name()
-        return kept, [Step(Op.MOVE, self._journal.work_place(kept), place, ino)]
+        return kept, [Step(Op.MOVE, self._journal.work_place(kept), place)]
 
     def _must_keep(self, node: Node) -> bool:
         return node.opens > 0 or (not self._tree.options.opens_known and node.refs > 0)
@@ -349,7 +348,7 @@ class Names:
             return b"", []
         trash = self._work.new_name()
         source = self._place(parent, name)
-        return trash, [Step(Op.MOVE, self._journal.work_place(trash), source, node.key[2])]
+        return trash, [Step(Op.MOVE, self._journal.work_place(trash), source)]
 
     def empty_trash(self, trash: bytes) -> None:
         """Remove what has been moved away; leftovers wait for the next sweep."""

@@ -120,7 +120,7 @@ class Rename:
             # rename(2) itself replaces a file that nobody holds open.
             steps += removal if kept else []
         old, new = self._place(parent, name), self._place(new_parent, new_name)
-        steps.append(Step(Op.MOVE, new, old, node.key[2]))
+        steps.append(Step(Op.MOVE, new, old))
         if new_name in tree.scan(new_parent).whiteouts:
             steps.append(Step(Op.UNHIDE, new))
         if isinstance(node, DirNode):
@@ -186,12 +186,14 @@ class Rename:
         self._bring_up(node_1)
         self._bring_up(node_2)
         place_1, place_2 = self._place(parent_1, name_1), self._place(parent_2, name_2)
-        steps = [Step(Op.SWAP, place_2, place_1, node_1.key[2])]
+        needless: list[Step] = []
         if isinstance(node_1, DirNode):
-            steps += self._fit_opaque(node_1, parent_2, name_2, place_2)
+            needless += self._fit_opaque(node_1, parent_2, name_2, place_2)
         if isinstance(node_2, DirNode):
-            steps += self._fit_opaque(node_2, parent_1, name_1, place_1)
-        self._journal.run(steps)
+            needless += self._fit_opaque(node_2, parent_1, name_1, place_1)
+        self._journal.run([Step(Op.SWAP, place_2, place_1)])
+        for step in needless:
+            self._journal.run([step])
         scan_1, scan_2 = tree.scan(parent_1), tree.scan(parent_2)
         fmt = scan_1.entries[name_1]
         scan_1.entries[name_1] = scan_2.entries[name_2]

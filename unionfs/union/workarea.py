@@ -44,6 +44,8 @@ class WorkArea:
     def __init__(self, branch: Branch) -> None:
         self._branch = branch
         self._counter = itertools.count()
+        # A crashed engine's names may still be there while its journal is replayed.
+        self._session = os.urandom(4).hex().encode()
         self._base_ready = False
         with contextlib.suppress(FileExistsError), quiet(branch.fd):
             os.mkdir(whiteout.WORK_DIR, 0o700, dir_fd=branch.fd)
@@ -52,7 +54,7 @@ class WorkArea:
 
     def new_name(self) -> bytes:
         """Return a name that is free in the work area."""
-        return b"t%d" % next(self._counter)
+        return b"%b.%d" % (self._session, next(self._counter))
 
     def sweep(self) -> None:
         """Remove every leftover but an intent."""
@@ -79,23 +81,24 @@ class WorkArea:
 
         Markers are hard links of one empty file, as AUFS makes them: no inode each.
         """
-        try:
-            if content:
-                temp = self.new_name()
-                self._make_file(temp, content)
-                os.rename(temp, name, src_dir_fd=self.fd, dst_dir_fd=dirfd)
-                return
-            if not self._base_ready:
-                self._new_base()
-            try:
-                os.link(_BASE, name, src_dir_fd=self.fd, dst_dir_fd=dirfd)
-            except OSError as exc:
-                if exc.errno != errno.EMLINK:
-                    raise
-                self._new_base()
-                os.link(_BASE, name, src_dir_fd=self.fd, dst_dir_fd=dirfd)
-        except FileExistsError:
+        if content:
+            temp = self.new_name()
+            self._make_file(temp, content)
+            os.rename(temp, name, src_dir_fd=self.fd, dst_dir_fd=dirfd)
             return
+        if not self._base_ready:
+            self._new_base()
+        try:
+            self._link_base(dirfd, name)
+        except OSError as exc:
+            if exc.errno != errno.EMLINK:
+                raise
+            self._new_base()
+            self._link_base(dirfd, name)
+
+    def _link_base(self, dirfd: int, name: bytes) -> None:
+        with contextlib.suppress(FileExistsError):
+            os.link(_BASE, name, src_dir_fd=self.fd, dst_dir_fd=dirfd)
 
     def _new_base(self) -> None:
         with contextlib.suppress(FileNotFoundError):
