@@ -14,6 +14,7 @@ import enum
 import os
 import select
 import shutil
+import time
 from collections.abc import Iterator
 from typing import Final
 
@@ -44,6 +45,7 @@ _FSTYPE: Final = "fuse.unionfs"
 #: Seconds to wait for a daemon to finish after its mount is gone (it may copy and sync).
 _PATIENCE: Final = 60.0
 _MAX_USERS: Final = 8
+_LOG_SECONDS: Final = 7 * 24 * 3600
 
 
 class State(enum.Enum):
@@ -230,7 +232,22 @@ def clean(target: bytes | None = None) -> list[LiveMount]:
         if mount.record is not None:
             _forget(mount.record)
         cleaned.append(mount)
+    if path is None:
+        _drop_old_logs()
     return cleaned
+
+
+def _drop_old_logs() -> None:
+    """Remove logs that a daemon wrote something to and nobody has wanted for a week."""
+    directory = registry.runtime_dir()
+    stems = {record.stem.encode() for record in registry.read_records(directory)}
+    with contextlib.suppress(FileNotFoundError), os.scandir(directory) as listing:
+        for entry in listing:
+            stem, suffix = os.path.splitext(entry.name)
+            if suffix != b".log" or stem in stems:
+                continue
+            if time.time() - entry.stat(follow_symlinks=False).st_mtime > _LOG_SECONDS:
+                os.unlink(entry.path)
 
 
 def _forget(record: MountRecord) -> None:

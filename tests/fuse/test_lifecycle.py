@@ -325,3 +325,53 @@ def test_usr1_dumps_stacks_and_goes_on(user: Place) -> None:
     assert user.sh("cat mnt/f") == "lower"
     user.umount()
     assert user.leftovers() == [Path(answer["log"]).name]
+
+
+_BREAK = """
+import unionfs.union
+def broken(self, ino):
+    raise KeyError(ino)
+unionfs.union.Engine.readlink = broken
+"""
+
+
+def test_a_defect_costs_one_error_and_not_the_mount(user: Place) -> None:
+    """A sitecustomize breaks one operation inside the daemon."""
+    user.sh("mkdir broken")
+    (user.path / "broken/sitecustomize.py").write_text(_BREAK)
+    user.env["PYTHONPATH"] = f"{user.path}/broken:{user.env['PYTHONPATH']}"
+    answer = user.mount(rw="rw")
+    assert "Input/output error" in user.fails("readlink -v mnt/s")
+    assert user.sh("cat mnt/f; echo x > mnt/n; cat mnt/n") == "lowerx\n"
+    user.umount()
+    log = Path(answer["log"]).read_text()
+    assert "readlink failed; the caller got EIO" in log
+    assert "KeyError" in log
+    assert user.leftovers() == [Path(answer["log"]).name]
+    os.utime(answer["log"], (0, 0))
+    user.control(user.ask("clean"))
+    assert user.leftovers() == []
+
+
+def test_daemon_that_cannot_start_is_explained(user: Place) -> None:
+    user.sh("mkdir broken")
+    (user.path / "broken/pyfuse3.py").write_text("raise ImportError('libfuse3.so.3 is missing')")
+    user.env["PYTHONPATH"] = f"{user.path}/broken:{user.env['PYTHONPATH']}"
+    with pytest.raises(MountFailedError, match=r"status 1 before .*libfuse3\.so\.3 is missing"):
+        user.mount(ephemeral=True)
+    assert user.leftovers() == []
+    assert tree_of(user.path / ".store") == ["ephemeral/"]
+
+
+def test_link_tables_of_a_store_are_used_and_a_damaged_one_is_not_needed(user: Place) -> None:
+    user.sh("mkdir -p good/layer bad/layer; cp -a base/. good/layer; cp -a base/. bad/layer")
+    (user.path / "good/hardlinks.json").write_text('[["p", "q"]]')
+    (user.path / "bad/hardlinks.json").write_text("{")
+    for image in ("good", "bad"):
+        user.mount(f"{image}/layer", rw=f"rw-{image}")
+        user.sh("rm mnt/p")
+        assert user.sh("stat -c %h mnt/q") == "1\n"
+        user.sh("echo more >> mnt/q; test ! -e mnt/p; cat mnt/q")
+        user.umount()
+        assert tree_of(user.path / f"rw-{image}") == [".wh.p", "q"]
+    assert len(user.leftovers()) == 1  # the log of the second one says what was wrong

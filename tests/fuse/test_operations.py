@@ -401,3 +401,41 @@ def test_writable_branch_needs_attributes_for_a_plain_user(user: Place, root: Pl
         assert list(Path(rw).iterdir()) == []
     finally:
         root.run("umount", str(rw))
+
+
+def test_attribute_flags_and_kinds(root: Place) -> None:
+    root.mount(rw="rw")
+    code = (
+        "import errno, os\n"
+        "def code(flags, name='user.k'):\n"
+        "    try: os.setxattr('mnt/f', name, b'v', flags)\n"
+        "    except OSError as exc: return exc.errno\n"
+        "    return 0\n"
+        "assert code(os.XATTR_REPLACE) == errno.ENODATA\n"
+        "assert code(os.XATTR_CREATE) == 0\n"
+        "assert code(os.XATTR_CREATE) == errno.EEXIST\n"
+        "assert code(os.XATTR_REPLACE) == 0\n"
+        "assert code(0, 'trusted.mine') == 0\n"
+        "assert code(0, 'trusted.overlay.opaque') == errno.EPERM\n"
+        "assert code(0, 'user.containers.override_stat') == errno.EPERM\n"
+        "assert sorted(os.listxattr('mnt/f')) == ['trusted.mine', 'user.k']\n"
+        "big = os.urandom(3000); os.setxattr('mnt/f', 'user.big', big)\n"
+        "assert os.getxattr('mnt/f', 'user.big') == big\n"
+    )
+    root.py(code)
+
+
+def test_full_disk(user: Place, root: Place) -> None:
+    user.sh("mkdir rw; head -c 3000000 /dev/urandom > base/big; sha256sum base/big > sum")
+    root.run("mount", "-t", "tmpfs", "-o", "size=1m,uid=65534,gid=65534", "none", user.path / "rw")
+    try:
+        user.mount(rw="rw")
+        assert "No space left" in user.fails("cat mnt/f >> mnt/big")
+        user.sh("sed s/base/mnt/ sum | sha256sum -c --quiet")
+        assert "No space left" in user.fails("head -c 2000000 /dev/zero > mnt/n")
+        user.sh("rm mnt/n; rm mnt/f; echo small > mnt/n; : > mnt/big")
+        user.umount()
+        assert tree_of(user.path / "rw") == [".wh.f", "big", "n"]
+    finally:
+        user.close()
+        root.run("umount", "-l", user.path / "rw")

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any, Final
 
 import trio
@@ -65,6 +65,24 @@ class Lift:
                 plan.abandon()
                 raise
             engine.finish_copy_up(plan)
+
+    async def up_all(self, inodes: Iterable[int]) -> None:
+        """Have many files in the writable branch, other handlers running in between.
+
+        What fails is left to the operation that needs the copies: it tries again and reports.
+        """
+        for ino in inodes:
+            with contextlib.suppress(OSError):
+                if self.engine.copy_up_size(ino) > self.inline_limit:
+                    await self.up(ino)
+                elif (plan := self.engine.plan_copy_up(ino)) is not None:
+                    try:
+                        plan.copy()
+                    except OSError:
+                        plan.abandon()
+                        raise
+                    self.engine.finish_copy_up(plan)
+            await trio.lowlevel.checkpoint()
 
     async def read(self, fh: int, offset: int, size: int) -> bytes | bytearray:
         """Read; what is not in the page cache is waited for in a thread."""

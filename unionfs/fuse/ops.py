@@ -234,11 +234,10 @@ class Operations(pyfuse3.Operations):
         """Rename; large files below are copied up first, without holding up others."""
         # One at a time: a plan holds its inodes only until the next one is made.
         async with self._renaming:
-            for inode in self.engine.plan_rename_copies(parent_inode_old, name_old):
-                await self.lift.up(inode)
+            plan = self.engine.plan_rename_copies
+            await self.lift.up_all(plan(parent_inode_old, name_old))
             if flags & pyfuse3.RENAME_EXCHANGE:
-                for inode in self.engine.plan_rename_copies(parent_inode_new, name_new):
-                    await self.lift.up(inode)
+                await self.lift.up_all(plan(parent_inode_new, name_new))
             self.engine.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags)
 
     # -- files -------------------------------------------------------------------

@@ -27,13 +27,13 @@ import trio
 
 from unionfs import _sys
 from unionfs.branch import Branch
-from unionfs.errors import BusyError, NotFoundError, UnionfsError, show
+from unionfs.errors import BusyError, NotFoundError, StoreError, UnionfsError, show
 from unionfs.fuse import device, registry
 from unionfs.fuse.ops import Operations
 from unionfs.fuse.options import MountOptions
 from unionfs.fuse.plan import Plan
 from unionfs.fuse.registry import MountRecord
-from unionfs.store.hardlinks import HARDLINKS_NAME, load_hardlinks
+from unionfs.store.hardlinks import HARDLINKS_NAME, load_hardlinks, scan_hardlinks
 from unionfs.union import Engine, EngineOptions, HardlinkTable
 
 __all__ = ["configure_logging", "engine_options", "serve"]
@@ -89,7 +89,11 @@ def _link_tables(layers: tuple[bytes, ...]) -> dict[bytes, Callable[[], Hardlink
 
     def load(layer: bytes) -> HardlinkTable:
         with Branch.open(layer) as branch:
-            return load_hardlinks(os.path.dirname(layer), branch)
+            try:
+                return load_hardlinks(os.path.dirname(layer), branch)
+            except (StoreError, OSError) as exc:
+                _log.warning("%s; the layer is searched for links instead", exc)
+                return scan_hardlinks(branch)
 
     return {
         layer: functools.partial(load, layer)
