@@ -85,6 +85,8 @@ def test_real_images(
         (image,) = source.images
         assert image.references == references
         assert image.platform == "linux/amd64"
+        if "zstd" in spec:
+            assert {layer.media_type.rpartition("+")[2] for layer in image.layers} == {"zstd"}
         assert image.config is not None
         listed = json.loads(image.config)["rootfs"]["diff_ids"]
         assert [layer.diff_id for layer in image.layers] == listed
