@@ -85,7 +85,10 @@ def list_mounts() -> list[LiveMount]:
         state = _state(record, entry, here)
         found.append(LiveMount(record.target if entry is None else entry.target, state, record))
     for entry in table:
-        if entry.fstype == _FSTYPE and (entry.device, entry.target) not in known:
+        # Those of others are not ours to judge: asking their daemon could hang us.
+        if entry.fstype != _FSTYPE or entry.owner not in (None, os.geteuid()):
+            continue
+        if (entry.device, entry.target) not in known:
             state = State.DEAD if is_dead(entry.target) else State.LIVE
             found.append(LiveMount(entry.target, state, None))
     return found

@@ -66,12 +66,13 @@ def test_broken_records_are_passed_over(tmp_path: Path, text: str) -> None:
 def test_mount_table_escapes_and_optional_fields(tmp_path: Path) -> None:
     table = tmp_path / "mountinfo"
     table.write_bytes(
-        b"36 35 98:0 / /a\\040b\\134\\012 rw,noatime master:1 shared:2 - fuse.u\\043 s\\011x rw\n"
+        b"36 35 98:0 / /a\\040b\\134\\012 rw,noatime master:1 shared:2 - fuse.u\\043 s\\011x"
+        b" rw,user_id=1000,group_id=7\n"
         b"37 35 98:1 / /plain rw - ext3 /dev/root rw,errors=continue\n"
     )
     first, second = registry.mount_table(str(table))
-    assert first == ("98:0", b"/a b\\\n", "fuse.u#", b"s\tx")
-    assert second == ("98:1", b"/plain", "ext3", b"/dev/root")
+    assert first == ("98:0", b"/a b\\\n", "fuse.u#", b"s\tx", 1000)
+    assert second == ("98:1", b"/plain", "ext3", b"/dev/root", None)
 
 
 def test_start_time_survives_hostile_command_names(tmp_path: Path) -> None:

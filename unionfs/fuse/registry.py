@@ -42,6 +42,7 @@ __all__ = [
 
 _SUFFIX: Final = b".json"
 _ESCAPE: Final = re.compile(rb"\\([0-7]{3})")
+_OWNER: Final = re.compile(rb"\buser_id=(\d+)")
 _START_FIELD: Final = 22  # proc_pid_stat(5)
 _AFTER_NAME: Final = 3  # first field behind the parenthesised command name
 _BYTES: Final = frozenset(("target", "layers", "rw", "log", "hold", "scratch", "runtime"))
@@ -76,12 +77,13 @@ class MountRecord:
 
 
 class MountEntry(NamedTuple):
-    """One line of mountinfo."""
+    """One line of mountinfo; `owner` is the uid that a FUSE mount belongs to."""
 
     device: str
     target: bytes
     fstype: str
     source: bytes
+    owner: int | None = None
 
 
 def encode(value: attrs.AttrsInstance) -> bytes:
@@ -206,11 +208,20 @@ def mount_table(path: str = "/proc/self/mountinfo") -> list[MountEntry]:
             try:
                 dash = fields.index(b"-", 6)
                 device, target = fields[2], fields[4]
-                fstype, source = fields[dash + 1], fields[dash + 2]
+                fstype, source, options = fields[dash + 1 : dash + 4]
             except (ValueError, IndexError):
                 raise UnionfsError(f"{path} has a line of unknown form") from None
             kind = _unescape(fstype).decode()
-            entries.append(MountEntry(device.decode(), _unescape(target), kind, _unescape(source)))
+            owner = _OWNER.search(options)
+            entries.append(
+                MountEntry(
+                    device.decode(),
+                    _unescape(target),
+                    kind,
+                    _unescape(source),
+                    int(owner[1]) if owner else None,
+                )
+            )
     return entries
 
 
