@@ -269,9 +269,11 @@ class Extractor:
             raise HostileArchiveError(f"{where}, which is no file of the image but a marker")
         if target in tree.dirs:
             raise HostileArchiveError(f"{where}, which is a directory")
-        target = self._copied.get(target, target) if target not in tree.files else target
-        if target == path:
-            return  # the lower file was already copied to this very name
+        copy = self._copied.get(target)
+        if target not in tree.files and copy is not None and tree.copies.get(copy) == target:
+            if copy == path:
+                return
+            target = copy
         if target not in tree.files:
             self._link_lower(path, target, mtime_ns, where)
             return
@@ -311,6 +313,7 @@ class Extractor:
             self._copy(branch, source_fd, name, st, self.tree.dir_fd(to_dir), to_name)
         self.tree.add_file(path, size=st.size if st.fmt == stat.S_IFREG else 0)
         self._copied[target] = path
+        self.tree.copies[path] = target
         self._notes.add(f"{where} of a layer below was made a copy")
 
     def _copy(

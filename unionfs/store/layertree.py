@@ -58,7 +58,8 @@ class LayerTree:
     `dirs`: path of every directory (root: `b""`) -> its final mtime in ns. `implied`: directories
     that no member of the archive described. `spilled`: payload number -> path in the image
     directory. `size`: bytes of all regular files. `default_acls`: directory -> its default ACL, set
-    at the end because what is made in such a directory would inherit it.
+    at the end because what is made in such a directory would inherit it. `copies`: file that was
+    copied from the layers below -> its path there.
     """
 
     def __init__(self, branch: Branch, writer: Writer, stage_fd: int, notes: Notes) -> None:
@@ -71,6 +72,7 @@ class LayerTree:
         self.spilled: dict[int, bytes] = {}
         self.size = 0
         self.default_acls: dict[bytes, bytes] = {}
+        self.copies: dict[bytes, bytes] = {}
         self._links: dict[bytes, set[bytes]] = {}
         self._stage_fd = stage_fd
         self._spill_fd = -1
@@ -178,6 +180,7 @@ class LayerTree:
 
     def _unlink(self, path: bytes) -> None:
         number = self.files.pop(path)
+        self.copies.pop(path, None)
         group = self._links.pop(path, None)
         if group is not None:
             group.discard(path)
