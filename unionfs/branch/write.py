@@ -117,7 +117,7 @@ class Writer:
             return
         if fmt == stat.S_IFDIR:
             os.mkdir(name, 0o700, dir_fd=dirfd)
-        elif self._needs_placeholder(fmt, uid, gid, rdev):
+        elif self._needs_placeholder(mode, uid, gid, rdev):
             self._create_placeholder(dirfd, name, mode, uid, gid, rdev, target)
             return
         elif fmt == stat.S_IFLNK:
@@ -130,12 +130,15 @@ class Writer:
             (os.rmdir if fmt == stat.S_IFDIR else os.unlink)(name, dir_fd=dirfd)
             raise
 
-    def _needs_placeholder(self, fmt: int, uid: int, gid: int, rdev: int) -> bool:
+    def _needs_placeholder(self, mode: int, uid: int, gid: int, rdev: int) -> bool:
+        fmt = stat.S_IFMT(mode)
         if fmt == stat.S_IFCHR and rdev == 0:
             return True  # real ones mean "deleted" to overlayfs
         if self.native:
             return False
-        return fmt in (stat.S_IFCHR, stat.S_IFBLK) or (uid, gid) != (0, 0)
+        if fmt in (stat.S_IFCHR, stat.S_IFBLK) or (uid, gid) != (0, 0):
+            return True
+        return fmt != stat.S_IFLNK and bool(mode & _SETUID_BITS)
 
     def _create_placeholder(
         self, dirfd: int, name: bytes, mode: int, uid: int, gid: int, rdev: int, target: bytes
@@ -175,7 +178,7 @@ class Writer:
             return
         # A real chown(2) clears these for everybody on executables; overrides must as well.
         mode = st.mode
-        if st.fmt == stat.S_IFREG and mode & _SETUID_BITS:
+        if st.fmt != stat.S_IFDIR and mode & _SETUID_BITS:
             mode &= ~stat.S_ISUID
             mode &= ~stat.S_ISGID if mode & stat.S_IXGRP else ~0
         self._own(dirfd, name, mode, uid, gid, st.rdev)

@@ -12,7 +12,7 @@ import os
 import stat
 from typing import Final
 
-from unionfs.branch import Writer, xattrs
+from unionfs.branch import Status, Writer, xattrs
 from unionfs.branch.branch import proc_path
 from unionfs.union import acl
 from unionfs.union.copyup import CopyUp
@@ -20,10 +20,11 @@ from unionfs.union.handles import Handles
 from unionfs.union.node import UPPER, DirNode, Node
 from unionfs.union.options import SetAttr
 from unionfs.union.tree import Tree, error
-from unionfs.union.workarea import WorkArea
+from unionfs.union.workarea import WorkArea, quiet
 
 __all__ = ["Attributes"]
 
+_SETUID_BITS: Final = stat.S_ISUID | stat.S_ISGID
 _CAPABILITY: Final = "security.capability"
 
 
@@ -53,10 +54,8 @@ class Attributes:
         self._copyup.bring_up(node, changes.size)
         if changes.uid is not None or changes.gid is not None:
             self._chown(node, changes.uid, changes.gid)
-        _, fd, name = self._tree.place(node)
         if changes.mode is not None and node.fmt != stat.S_IFLNK:
-            self._writer.set_mode(fd, name, stat.S_IMODE(changes.mode))
-            self._acl_follows_mode(fd, name, changes.mode)
+            self._chmod(node, stat.S_IMODE(changes.mode))
         if changes.size is not None:
             self._handles.truncate(node, changes.size)
         if changes.atime_ns is not None or changes.mtime_ns is not None:
@@ -70,30 +69,42 @@ class Attributes:
             self._writer.set_owner(fd, name, new_uid, new_gid)
         else:
             status = branch.status(fd, name)
-            owner = (
-                status.uid if uid is None else uid,
-                status.gid if gid is None else gid,
+            wanted = status._replace(
+                uid=status.uid if uid is None else uid,
+                gid=status.gid if gid is None else gid,
             )
-            if owner != (status.uid, status.gid):
-                self._replace_special(node, *owner)
+            if status.placeholder:
+                self._writer.set_owner(fd, name, new_uid, new_gid)
+            elif wanted != status:
+                self._replace_special(node, wanted)
         if node.fmt == stat.S_IFREG:
             with contextlib.suppress(OSError):
                 self._writer.remove_xattr(fd, name, _CAPABILITY)
 
-    def _replace_special(self, node: Node, uid: int, gid: int) -> None:
-        """Put a placeholder in the place of a real link, fifo or socket that root would own."""
+    def _chmod(self, node: Node, mode: int) -> None:
         branch, fd, name = self._tree.place(node)
-        status = branch.status(fd, name)
+        if not self._writer.native and node.fmt not in (stat.S_IFREG, stat.S_IFDIR):
+            status = branch.status(fd, name)
+            if mode & _SETUID_BITS and not status.placeholder:
+                self._replace_special(node, status._replace(mode=node.fmt | mode))
+                return
+        self._writer.set_mode(fd, name, mode)
+        self._acl_follows_mode(fd, name, mode)
+
+    def _replace_special(self, node: Node, wanted: Status) -> None:
+        """Put a placeholder in the place of a real link, fifo or socket that cannot hold this."""
+        branch, fd, name = self._tree.place(node)
         if node.nlink != 1 or node.gone:
             raise error(errno.EPERM)
-        target = branch.readlink(fd, name) if status.fmt == stat.S_IFLNK else b""
+        target = branch.readlink(fd, name) if wanted.fmt == stat.S_IFLNK else b""
         work_fd, temp = self._work.fd, self._work.new_name()
-        self._writer.create(work_fd, temp, status.mode, uid, gid, target=target)
-        self._writer.set_times(work_fd, temp, status.atime_ns, status.mtime_ns)
+        self._writer.create(work_fd, temp, wanted.mode, wanted.uid, wanted.gid, target=target)
+        self._writer.set_times(work_fd, temp, wanted.atime_ns, wanted.mtime_ns)
         with contextlib.suppress(OSError):
             number = b"%d" % node.ino
             os.setxattr(proc_path(work_fd, temp), self._tree.ino_xattr, number)
-        os.rename(temp, name, src_dir_fd=work_fd, dst_dir_fd=fd)
+        with quiet(fd):
+            os.rename(temp, name, src_dir_fd=work_fd, dst_dir_fd=fd)
         made = branch.status(fd, name)
         self._tree.inodes.rekey(node, (UPPER, made.dev, made.ino))
         for parent, inner in node.names():
