@@ -30,6 +30,8 @@ __all__ = ["commit"]
 
 _TRIES: Final = 4
 _CHUNK: Final = 256 * 1024
+#: Two ticks of the slowest kernel clock, seconds.
+_SETTLE: Final = 0.025
 
 
 def commit(
@@ -78,8 +80,11 @@ def _attempt(
         assembly.base(parent)
         document = configs.config_of(graph, parent, assembly.diff_ids)
         configs.apply_changes(document, changes)
-        signature = Signature()
         root = _root_differs(branch, graph.layer_dirs(parent))
+
+        # What was written before now must not look as if it were written during the commit.
+        time.sleep(_SETTLE)
+        signature = Signature()
 
         def open_tar() -> BinaryIO:
             chunks = layer_tar(branch, root=root, signature=signature)
@@ -88,8 +93,8 @@ def _attempt(
         check_journal(branch)
         added = len(assembly.diff_ids)
         assembly.add(SourceLayer(None, OCI_TAR, None, open_tar))
-        if Signature.of(branch) != signature.digest():
-            raise ChangedError(b"")
+        if signature.is_fresh() or Signature.of(branch) != signature.digest():
+            raise ChangedError(b".")
         check_journal(branch)
         entry = {"created_by": "unionfs commit"}
         entry |= {"author": author} if author else {}

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import time
 from collections.abc import Iterator
 from typing import Final
 
@@ -41,6 +42,8 @@ KINDS: Final = {
     stat.S_IFIFO: Kind.FIFO,
 }
 _CHUNK: Final = 256 * 1024
+#: Longest tick that kernels are built with (HZ=100), ns.
+_TICK_NS: Final = 10_000_000
 _MARKER_MODE: Final = 0o444
 #: Labels of the host's policy say nothing about the image.
 _HOST_ONLY: Final = ("security.selinux",)
@@ -59,16 +62,30 @@ class ChangedError(BusyError):
 class Signature:
     """A digest over names, inode numbers and change times: equal means nothing changed.
 
-    ctime cannot be set by anybody, so a change that ends with the old mtime is seen too.
+    ctime cannot be set by anybody, so a change that ends with the old mtime is seen too. But it
+    has the granularity of the kernel's tick: of two changes in one tick the second may not show.
+    `is_fresh` tells whether that is possible.
     """
 
     def __init__(self) -> None:
         self._hash = hashlib.sha256()
+        self._ctimes: set[int] = set()
+        self._oldest = time.time_ns() - _TICK_NS
 
     def add(self, path: bytes, st: Status) -> None:
         """Take one entry, in the order of the walk."""
         text = f"{len(path)} {st.dev} {st.ino} {st.ctime_ns} {st.mtime_ns} {st.size} {st.nlink} "
         self._hash.update(text.encode() + path)
+        if st.ctime_ns >= self._oldest:
+            self._ctimes.add(st.ctime_ns)
+
+    def is_fresh(self) -> bool:
+        """Tell whether an entry changed so shortly before it was read that more may follow unseen.
+
+        Times in the future (a clock that was set back) do not count.
+        """
+        now = time.time_ns()
+        return any(ctime <= now for ctime in self._ctimes)
 
     def digest(self) -> bytes:
         """Return the digest of what was added so far."""
