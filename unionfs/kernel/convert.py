@@ -266,24 +266,31 @@ def _move_back(state: State, upper: int, name: bytes) -> None:
 
 
 def _free_reserved(state: State, upper: int) -> None:
-    """Give names that would be markers in AUFS form a visible name."""
-    for path, fd, entries in trees.walk_directories(upper):
-        taken = {os.fsencode(entry.name) for entry in entries}
-        for name in sorted(taken):
-            if not whiteout.is_reserved(name):
-                continue
-            free = name[1:]
-            while free in taken:
-                free += b"~"
-            with trees.kept_times(fd):
-                _sys.renameat2(fd, name, fd, free, _sys.RENAME_NOREPLACE)
-            taken.add(free)
-            _LOGGER.warning(
-                "%s: the name of %s is reserved for whiteouts; it is now %s",
-                show(state.rw),
-                show(trees.child(path, name)),
-                show(free),
-            )
+    """Give names that would be markers in AUFS form a visible name; children first."""
+    directories = [path for path, _, _ in trees.walk_directories(upper)]
+    for path in reversed(directories):
+        fd = trees.open_inner(upper, path)
+        try:
+            _free_names(state, fd, path)
+        finally:
+            os.close(fd)
+
+
+def _free_names(state: State, fd: int, path: bytes) -> None:
+    taken = set(map(os.fsencode, os.listdir(fd)))
+    for name in sorted(filter(whiteout.is_reserved, taken)):
+        free = name[1:]
+        while free in taken:
+            free += b"~"
+        with trees.kept_times(fd):
+            _sys.renameat2(fd, name, fd, free, _sys.RENAME_NOREPLACE)
+        taken.add(free)
+        _LOGGER.warning(
+            "%s: the name of %s is reserved for whiteouts; it is now %s",
+            show(state.rw),
+            show(trees.child(path, name)),
+            show(free),
+        )
 
 
 def _leave_tree(state: State, upper: int, lower: Stack | None) -> None:

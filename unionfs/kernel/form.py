@@ -227,7 +227,8 @@ class State:
         """End the overlay form: all content has left `upper`."""
         with trees.kept_times(self.rw_fd):
             trees.remove_tree(self.fd, WORK)
-            os.rmdir(UPPER, dir_fd=self.fd)  # refuses to lose anything
+            with contextlib.suppress(FileNotFoundError):
+                os.rmdir(UPPER, dir_fd=self.fd)  # refuses to lose anything
             trees.remove_tree(self.rw_fd, _DOOMED)
             os.rename(whiteout.OVERLAY_DIR, _DOOMED, src_dir_fd=self.rw_fd, dst_dir_fd=self.rw_fd)
             trees.remove_tree(self.rw_fd, _DOOMED)

@@ -133,7 +133,7 @@ def _judge(request: KernelRequest, prepared: list[ShimSet], kind: Kind) -> tuple
     losses = []
     for path, facts in branches:
         blockers = overlay_blockers(facts, kind)
-        lost = overlay_losses(facts)
+        lost = overlay_losses(facts, writable=path == request.rw)
         if request.faithful:
             blockers += lost
         if blockers:

@@ -62,8 +62,9 @@ class LayerFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     lies below. `pairs`: an entry and its own whiteout; `odd`: whiteouts that are no regular
     file; `long`: whiteouts kept by digest; `long_names`: beyond what AUFS reaches.
     `placeholders`, `owners`, `modes`, `attributes`: overrides that the kernel shows
-    otherwise. `foreign`: entries that are not the caller's. `devices`: character devices 0/0;
-    `overlay_marks`: directories with overlayfs's own xattrs.
+    otherwise; `special`: those of `modes` with setuid or setgid, which are never made real.
+    `foreign`: entries that are not the caller's. `devices`: character devices 0/0;
+    `overlay_marks`: directories with overlayfs's own xattrs. `owned`: a plain user's branch.
     """
 
     format: int = 1
@@ -77,6 +78,7 @@ class LayerFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     placeholders: int = 0
     owners: int = 0
     modes: int = 0
+    special: int = 0
     attributes: int = 0
     foreign: int = 0
     devices: int = 0
@@ -202,6 +204,8 @@ def _entry(branch: Branch, kind: Kind, found: Survey, where: bytes, fd: int, nam
         found.note("owners", path)
     if override.mode != stat.S_IMODE(raw.st_mode):
         found.note("modes", path)
+        if override.mode & (stat.S_ISUID | stat.S_ISGID):
+            found.note("special", path)
 
 
 def _describe(facts: LayerFacts, table: dict[str, str]) -> list[str]:
@@ -230,13 +234,17 @@ def overlay_blockers(facts: LayerFacts, kind: Kind) -> list[str]:
     return lines
 
 
-def overlay_losses(facts: LayerFacts) -> list[str]:
-    """Return what overlayfs would show with another owner, mode or without an attribute."""
+def overlay_losses(facts: LayerFacts, *, writable: bool = False) -> list[str]:
+    """Return what overlayfs would show with another owner, mode or without an attribute.
+
+    In the rw branch (`writable`) recorded modes are made real while it is mounted, as far as
+    that is safe.
+    """
     return _describe(
         facts,
         {
             "owners": "entries whose recorded owner only FUSE can show",
-            "modes": "entries whose recorded mode only FUSE can show",
+            "special" if writable else "modes": "entries whose recorded mode only FUSE can show",
             "attributes": "entries with recorded attributes that only FUSE can show",
         },
     )
