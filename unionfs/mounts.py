@@ -137,9 +137,8 @@ def umount(target: bytes, *, lazy: bool = False) -> None:
     path = canonical(target)
     mount = find(path)
     if mount is None or mount.target != path:
-        if any(entry.target == path for entry in registry.mount_table()):
-            raise UsageError(f"what is mounted on {show(path)} is not a union")
-        raise NotFoundError(f"no union is mounted on {show(path)}")
+        _unmount_strange(path, lazy=lazy)
+        return
     if mount.state is State.ELSEWHERE:
         raise UsageError(
             f"{show(path)} is mounted in another mount namespace; "
@@ -158,6 +157,16 @@ def umount(target: bytes, *, lazy: bool = False) -> None:
         )
     if not registry.process_alive(mount.record):
         _forget(mount.record)
+
+
+def _unmount_strange(path: bytes, *, lazy: bool) -> None:
+    """Unmount a union of another user, if the caller may; refuse what is none."""
+    kinds = [entry.fstype for entry in registry.mount_table() if entry.target == path]
+    if not kinds:
+        raise NotFoundError(f"no union is mounted on {show(path)}")
+    if kinds[-1] != _FSTYPE:
+        raise UsageError(f"what is mounted on {show(path)} is not a union")
+    device.unmount(path, lazy=lazy)
 
 
 def _pid(mount: LiveMount) -> int:

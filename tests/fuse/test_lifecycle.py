@@ -306,6 +306,23 @@ def test_umount_of_what_is_not_a_union(place: Place) -> None:
     assert caught.value.kind == "NotFoundError"
 
 
+def test_root_can_unmount_what_users_mounted_and_not_the_reverse(user: Place, root: Place) -> None:
+    pid = user.mount()["pid"]
+    root.control({**root.ask("umount"), "target": f"{user.path}/mnt"})
+    _wait_for_end(pid)
+    assert (user.mounts(), user.leftovers()) == ([], [])
+    root.mount()
+    with pytest.raises(MountFailedError):
+        user.control({**user.ask("umount"), "target": f"{root.path}/mnt"})
+    assert root.sh("cat mnt/f") == "lower"
+    root.run("mount", "-t", "tmpfs", "none", user.path / "mnt")
+    try:
+        with pytest.raises(MountFailedError, match="is not a union"):
+            user.umount()
+    finally:
+        root.run("umount", user.path / "mnt")
+
+
 def test_odd_target_names(user: Place) -> None:
     name = "a b\t\\é"
     user.sh(f"mkdir '{name}'")

@@ -108,6 +108,21 @@ def test_o12_rename_of_a_lower_directory_works(place: Place) -> None:
     assert place.sh("cat mnt/d/e/a mnt/d/e/b; ls mnt") == "aaabbbd\nf\np\nq\ns\n"
 
 
+def test_o12_rename_of_a_big_lower_directory(place: Place) -> None:
+    place.sh("mkdir -p base/big/sub; cd base/big; for i in $(seq 60); do echo $i > sub/f$i; done; "
+             "head -c 3000000 /dev/urandom > data; ln data link")  # fmt: skip
+    facts = "find . -type f | sort | xargs sha256sum; stat -c '%h %i' data link"
+    before = place.sh(f"cd base/big; {facts}")
+    place.mount(rw="rw")
+    assert "Operation not permitted" in place.fails("mv mnt/big mnt/.wh.x")
+    assert "too long" in place.fails(f"mv -T mnt/big mnt/{'n' * 252}")
+    place.sh("mv -T mnt/big mnt/new; test ! -e mnt/big")
+    assert place.sh(f"cd mnt/new; {facts}") == before
+    place.umount()
+    place.mount(rw="rw")
+    assert place.sh(f"cd mnt/new; {facts}; test ! -e ../big") == before
+
+
 _RENAME = """
 import ctypes, os, sys
 libc = ctypes.CDLL(None, use_errno=True)

@@ -26,6 +26,10 @@ INLINE_LIMIT: Final = 1 << 20
 WORKERS: Final = 2 * (os.cpu_count() or 1)
 
 
+#: Files that are copied up without giving way to others in between.
+_FEW: Final = 16
+
+
 class Lift:
     """Runs copy-ups for one engine. `limiter` bounds all worker threads of the mount."""
 
@@ -69,13 +73,16 @@ class Lift:
     async def up_all(self, inodes: Iterable[int]) -> None:
         """Have many files in the writable branch, other handlers running in between.
 
-        What fails is left to the operation that needs the copies: it tries again and reports.
+        A few small ones are left to the operation that needs the copies: it may be refused
+        and then nothing should have been copied. It also tries again, and reports, what fails.
         """
+        inodes = list(inodes)
+        few = len(inodes) <= _FEW
         for ino in inodes:
             with contextlib.suppress(OSError):
                 if self.engine.copy_up_size(ino) > self.inline_limit:
                     await self.up(ino)
-                elif (plan := self.engine.plan_copy_up(ino)) is not None:
+                elif not few and (plan := self.engine.plan_copy_up(ino)) is not None:
                     try:
                         plan.copy()
                     except OSError:

@@ -36,6 +36,7 @@ from unionfs.fuse.idmap import IdMap, map_acl
 from unionfs.fuse.lift import Lift
 from unionfs.fuse.options import MountOptions
 from unionfs.union import Attr, Caller, Engine, SetAttr
+from unionfs.union.names import check_new
 
 if TYPE_CHECKING:
     from pyfuse3 import FileHandleT, FileNameT, FlagT, InodeT, ModeT, XAttrNameT
@@ -232,6 +233,8 @@ class Operations(pyfuse3.Operations):
         ctx: RequestContext,
     ) -> None:
         """Rename; large files below are copied up first, without holding up others."""
+        if not flags & pyfuse3.RENAME_EXCHANGE:
+            check_new(name_new)  # before anything is copied for it
         # One at a time: a plan holds its inodes only until the next one is made.
         async with self._renaming:
             plan = self.engine.plan_rename_copies
