@@ -11,6 +11,7 @@ its entry only, without following links.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 import sys
@@ -42,6 +43,8 @@ __all__ = ["EXPORT_TRANSPORTS", "export_image", "flat_tar", "layers_out", "repla
 
 EXPORT_TRANSPORTS: Final = ("docker-archive", "oci", "oci-archive", "rootfs")
 _DIR_FLAGS: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+#: What open(2) says where a regular file was: nothing, a link, a socket, a file as directory.
+_NOT_THERE: Final = (errno.ENOENT, errno.ELOOP, errno.ENXIO, errno.ENOTDIR)
 _FILE_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -57,10 +60,12 @@ def _open_below(root_fd: int, path: bytes) -> BinaryIO:
             os.close(fd)
             fd = inner
         file = os.open(parts[-1], _FILE_FLAGS, dir_fd=fd)
-    except (FileNotFoundError, NotADirectoryError) as error:
+    except OSError as error:
+        if error.errno not in _NOT_THERE:
+            raise
         raise StoreError(
-            f"{show(path)} of a layer is missing; a layer must not be edited, import the image"
-            " again"
+            f"{show(path)} of a layer is not the file that was imported; a layer must not be"
+            " edited, import the image again"
         ) from error
     finally:
         os.close(fd)
