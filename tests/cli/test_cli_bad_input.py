@@ -335,6 +335,20 @@ def test_read_only_mount_has_nothing_to_commit(good: Path, tmp_path: Path) -> No
         assert _call("umount target", good, runtime).status == 0
 
 
+@pytest.mark.fuse
+def test_a_throw_away_branch_does_not_spoil_a_new_store(good: Path, tmp_path: Path) -> None:
+    runtime = tmp_path / "run"
+    (good / "layer").mkdir()
+    line = "--root new mount --layer layer --ephemeral target"
+    assert _call(line, good, runtime).status == 0
+    (good / "target" / "file").write_text("x")
+    assert _call("umount target", good, runtime).status == 0
+    assert not list((good / "new").rglob("file"))
+    assert list((good / "layer").iterdir()) == []
+    _tar(good / "root.tar", {"etc/motd": b"x"})
+    assert _call("--root new import root.tar", good, runtime).status == 0
+
+
 def _bare(good: Path, tmp_path: Path, command: str) -> Done:
     """Run in a mount namespace of our own, after a command that takes something away."""
     done = subprocess.run(

@@ -47,7 +47,7 @@ __all__ = ["MAX_DEPTH", "Graph", "Image", "Removal", "Staging"]
 MAX_DEPTH: Final = 4096
 _BATCH: Final = 64  # entries collected per turn, each with a descriptor
 #: What else a store's root may hold while its `graph/` is not yet made.
-_OURS: Final = (b"repositories", b"lost+found")
+_OURS: Final = (b"repositories", b"ephemeral", b"lost+found")
 
 
 @attrs.frozen
