@@ -137,12 +137,13 @@ class EngineFs:
         self.rmdir(path)
 
     def rename(self, path: str, new: str, flags: int = 0) -> None:
-        with self.above(path) as (parent, name), self.above(new) as (new_parent, new_name):
-            with contextlib.ExitStack() as stack:
-                stack.enter_context(self.at(path))
-                with contextlib.suppress(FileNotFoundError):
-                    stack.enter_context(self.at(new))
-                self.engine.rename(parent, name, new_parent, new_name, flags)
+        with contextlib.ExitStack() as stack:
+            parent, name = stack.enter_context(self.above(path))
+            new_parent, new_name = stack.enter_context(self.above(new))
+            stack.enter_context(self.at(path))
+            with contextlib.suppress(FileNotFoundError):
+                stack.enter_context(self.at(new))
+            self.engine.rename(parent, name, new_parent, new_name, flags)
 
     def setattr(self, path: str, **changes: int) -> Attr:
         with self.at(path) as ino:

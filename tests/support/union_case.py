@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import attrs
-from support.engine_fs import EngineFs, disk_state, fingerprint
+import pytest
 
+from support.engine_fs import EngineFs, disk_state, fingerprint
 from unionfs.union import Engine, EngineOptions
 
 __all__ = ["LOWER", "Union", "UnionMaker", "raises_errno", "start"]
@@ -42,6 +43,10 @@ class Union:
     def reopen(self) -> None:
         """Unmount and mount again."""
         self.engine.close()
+        self.reopen_closed()
+
+    def reopen_closed(self) -> None:
+        """Mount again after `engine.close`."""
         self.engine = start(self.layers, self.rw, self.options)
         self.fs = EngineFs(self.engine)
 
@@ -64,10 +69,7 @@ UnionMaker = Callable[..., Union]
 @contextlib.contextmanager
 def raises_errno(code: int) -> Iterator[None]:
     """Expect an OSError with this errno."""
-    try:
+    with pytest.raises(OSError) as caught:  # noqa: PT011  # the errno is what counts
         yield
-    except OSError as exc:
-        found = errno.errorcode.get(exc.errno or 0)
-        assert exc.errno == code, f"{found} instead of {errno.errorcode[code]}"
-    else:
-        raise AssertionError(f"no error instead of {errno.errorcode[code]}")
+    found = errno.errorcode.get(caught.value.errno or 0)
+    assert caught.value.errno == code, f"{found} instead of {errno.errorcode[code]}"

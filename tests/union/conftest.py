@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
@@ -22,7 +23,7 @@ def native(request: pytest.FixtureRequest) -> bool:
 def make_union(tmp_path: Path, native: bool) -> Iterator[UnionMaker]:  # noqa: FBT001  # a fixture
     made: list[Union] = []
 
-    def make(*trees: dict[str, str], **settings: object) -> Union:
+    def make(*trees: dict[str, str], **settings: Any) -> Union:
         base = tmp_path / f"union{len(made)}"
         base.mkdir()
         layers = []

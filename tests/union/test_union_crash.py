@@ -136,6 +136,11 @@ def _make_opaque(fs: EngineFs) -> None:
     fs.create("d/x", b"x")
 
 
+def _make_opaque_and_empty(fs: EngineFs) -> None:
+    _make_opaque(fs)
+    fs.unlink("d/x")
+
+
 def _open_replaced(fs: EngineFs) -> None:
     fs.write("g", b"OTHER")
     fs.open("g")
@@ -157,10 +162,7 @@ CASES: dict[str, tuple[_Step, _Step]] = {
     "link over a whiteout": (_remove_f, lambda fs: fs.link("g", "f")),
     "link of a hard link": (_nothing, lambda fs: fs.link("p", "d/new")),
     "rmdir of a merged directory": (_empty_d, lambda fs: fs.rmdir("d")),
-    "rmdir of an opaque directory": (
-        lambda fs: (_make_opaque(fs), fs.unlink("d/x"))[0],
-        lambda fs: fs.rmdir("d"),
-    ),
+    "rmdir of an opaque directory": (_make_opaque_and_empty, lambda fs: fs.rmdir("d")),
     "rename a lower file": (_nothing, lambda fs: fs.rename("f", "d/new")),
     "rename over a lower file": (_nothing, lambda fs: fs.rename("f", "d/a")),
     "rename over a copy": (_write_both, lambda fs: fs.rename("f", "g")),

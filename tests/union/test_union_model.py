@@ -90,8 +90,8 @@ def _materialise(layers: list[Path], target: Path) -> None:
                 where.chmod(stat.S_IMODE(status.mode))
                 known[id(branch), status.ino] = where
     for directory, dirs, files in os.walk(target, topdown=False):
-        for name in [*dirs, *files, "."]:
-            os.utime(Path(directory, name), ns=(OLD, OLD), follow_symlinks=False)
+        for inner in [*dirs, *files, "."]:
+            os.utime(Path(directory, inner), ns=(OLD, OLD), follow_symlinks=False)
 
 
 def _plain(root: Path) -> dict[str, tuple[object, ...]]:
@@ -160,7 +160,8 @@ def on_paths(**arguments: st.SearchStrategy[Any]) -> Callable[[Callable[..., Non
                 method(self, **drawn)
 
         step.__name__ = method.__name__
-        return rule(**arguments)(step)
+        make_rule: Callable[..., Any] = rule
+        return make_rule(**arguments)(step)
 
     return decorate
 

@@ -19,7 +19,6 @@ from unionfs import _sys
 from unionfs.branch import whiteout
 from unionfs.union import Caller, EngineOptions
 
-
 SEEN = {
     "f": "lower f",
     "d/": "",

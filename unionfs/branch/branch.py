@@ -94,6 +94,7 @@ class Branch:
         self.fd = fd
         self.dialect = dialect
         self.marked = False
+        self._noatime = os.O_NOATIME
         self.owner: tuple[int, int] | None = None
         self.device = os.fstat(fd).st_dev
         self.read_mark()
@@ -147,7 +148,7 @@ class Branch:
     def scan(self, dirfd: int) -> DirScan:
         """List a directory and sort its names into entries, whiteouts and the opaque marker."""
         scan = DirScan()
-        fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=dirfd)
+        fd = self._open_listing(dirfd)
         try:
             with os.scandir(fd) as listing:
                 if self.dialect is Dialect.AUFS:
@@ -157,6 +158,17 @@ class Branch:
         finally:
             os.close(fd)
         return scan
+
+    def _open_listing(self, dirfd: int) -> int:
+        """Open a directory for reading, without touching its access time if allowed."""
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        try:
+            return os.open(b".", flags | self._noatime, dir_fd=dirfd)
+        except PermissionError:
+            if not self._noatime:
+                raise
+            self._noatime = 0  # only the owner and root may
+            return os.open(b".", flags, dir_fd=dirfd)
 
     def _scan_aufs(
         self, listing: contextlib.AbstractContextManager[object], scan: DirScan, fd: int

@@ -46,9 +46,13 @@ class _Changes:
         self.work = WorkArea(writer.branch)
         tree.work_fd = self.work.fd
         self.journal = Journal(writer.branch, self.work, tree.stats)
-        self.journal.replay()
-        self.work.sweep()
-        make_root(tree, writer)
+        try:
+            self.journal.replay()
+            self.work.sweep()
+            make_root(tree, writer)
+        except BaseException:
+            os.close(self.work.fd)
+            raise
         self.copyup = CopyUp(tree, writer, self.work, self.journal, links)
         self.handles = Handles(tree, self.copyup)
         self.names = Names(tree, writer, self.work, self.journal, self.copyup)

@@ -45,6 +45,11 @@ class Inodes:
             wanted = next(self._synthetic)
         return wanted
 
+    @staticmethod
+    def is_synthetic(ino: int) -> bool:
+        """Tell whether a number does not follow from the backing file."""
+        return ino >= _SYNTHETIC
+
     def add(self, node: Node) -> None:
         """Enter a node that has a free number."""
         self.by_ino[node.ino] = node

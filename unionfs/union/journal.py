@@ -49,6 +49,9 @@ class Op(enum.Enum):
     CLEAR = b"clear"  # remove the opaque marker inside the directory target
 
 
+_WITH_SOURCE: Final = (Op.MOVE, Op.SWAP, Op.LINK)
+
+
 class Place(NamedTuple):
     """A name in a directory of the rw branch, given by an open fd and by its path."""
 
@@ -123,8 +126,8 @@ class Journal:
         intent = self._read()
         if intent is None:
             return False
-        for text in intent.split(_STEP):
-            self._replay_step(text.split(_FIELD))
+        for op, places in self._decode(intent):
+            self._replay_step(op, places)
         os.unlink(JOURNAL, dir_fd=self._work.fd)
         return True
 
@@ -158,17 +161,29 @@ class Journal:
         with open(os.open(JOURNAL, os.O_RDONLY, dir_fd=self._work.fd), "rb") as file:
             return file.read()
 
-    def _replay_step(self, fields: list[bytes]) -> None:
-        with contextlib.ExitStack() as fds:
+    def _decode(self, intent: bytes) -> list[tuple[Op, list[tuple[bytes, bytes]]]]:
+        """Return each step's operation and its (directory path, name) pairs, target first."""
+        steps = []
+        for text in intent.split(_STEP):
+            word, *fields = text.split(_FIELD)
             try:
-                op = Op(fields[0])
-                places = [self._open(fds, *fields[i : i + 2]) for i in range(1, len(fields), 2)]
-                step = Step(op, places[0], places[1] if len(places) > 1 else None)
-            except (ValueError, TypeError, IndexError) as exc:
+                op = Op(word)
+                places = list(zip(fields[::2], fields[1::2], strict=True))
+                wanted = 2 if op in _WITH_SOURCE else 1
+            except ValueError:
+                wanted = 0
+            if not wanted or len(places) != wanted:
                 raise StoreError(
-                    f"{show(self._branch.path)}: unreadable journal {show(b'//'.join(fields))};"
+                    f"{show(self._branch.path)}: unreadable journal step {show(text)};"
                     " another version of unionfs wrote it: mount with that one first"
-                ) from exc
+                )
+            steps.append((op, places))
+        return steps
+
+    def _replay_step(self, op: Op, places: list[tuple[bytes, bytes]]) -> None:
+        with contextlib.ExitStack() as fds:
+            opened = [self._open(fds, *place) for place in places]
+            step = Step(op, *opened)
             if not self._is_done(step):
                 self._execute(step)
 

@@ -10,6 +10,7 @@ operation, so dropping them loses nothing.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -48,6 +49,10 @@ class Tree:
         self.branches: list[Branch] = [upper if upper is not None else lowers[0], *lowers]
         self.upper = upper
         self.writer = writer
+        #: The attribute that keeps an original's number on a copy.
+        self.ino_xattr = (
+            xattrs.INO_NATIVE if writer is not None and writer.native else xattrs.INO_OVERRIDE
+        )
         self.options = options
         self.stats = Stats()
         self.fds = DirFds(options.dir_fds)
@@ -299,9 +304,17 @@ class Tree:
             node.nlink = status.nlink
         if position != UPPER:
             node.status = status
+        elif self.inodes.is_synthetic(ino) and ino != recorded:
+            self._record(self.fd(parent, UPPER), name, ino)
         self.inodes.add(node)
         parent.children[name] = node
         return node
+
+    def _record(self, fd: int, name: bytes, ino: int) -> None:
+        """Keep a number on its file; one that cannot hold it may change by the next mount."""
+        with contextlib.suppress(OSError):
+            path = proc_path(fd, name)
+            os.setxattr(path, self.ino_xattr, b"%d" % ino, follow_symlinks=False)
 
     def attach(self, node: Node, parent: DirNode, name: bytes) -> None:
         """Give a node one more name, or its first one back."""
@@ -344,12 +357,6 @@ class Tree:
         except OSError:
             return None
         return int(value) if value.isdigit() else None
-
-    @property
-    def ino_xattr(self) -> str:
-        """The attribute that keeps an original's number on a copy."""
-        native = self.writer is not None and self.writer.native
-        return xattrs.INO_NATIVE if native else xattrs.INO_OVERRIDE
 
     # -- attributes --------------------------------------------------------------
 
