@@ -26,7 +26,11 @@ CAPABILITY = bytes.fromhex("0100000200200000000000000000000000000000")
 
 def run(*command: object) -> str:
     done = subprocess.run(
-        [str(part) for part in command], check=False, capture_output=True, text=True
+        [str(part) for part in command],
+        check=False,
+        capture_output=True,
+        text=True,
+        errors="replace",
     )
     assert done.returncode == 0, f"{command}: {done.stderr}"
     return done.stdout
