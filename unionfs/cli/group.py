@@ -41,6 +41,7 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "changes": ("changes", "Show what a rw branch changed, as `docker diff` does."),
     "commit": ("commit", "Make an image of a rw branch."),
     "export": ("export", "Write an image as an archive or OCI layout."),
+    "doctor": ("doctor_cmd", "Find out which back ends work here and what others need."),
     "completion": ("completion", "Print the shell code that completes unionfs commands."),
 }
 #: What users of other tools type.

@@ -148,8 +148,10 @@ def execute(
         union = prepare(
             below,
             None if rw is None else _absolute(rw),
+            store=state().store_root(),
+            ephemeral=ephemeral,
             backend=options["backend"],
-            scratch=state().store_root() if ephemeral else None,
+            cached=not layers,
         )
         request = RunRequest(
             config=config,

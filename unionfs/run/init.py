@@ -46,7 +46,7 @@ _NULL_FD: Final = 3
 _REPORT_FD: Final = 4
 
 
-@attrs.frozen
+@attrs.define
 class Setup:
     """What process 1 needs to know.
 
@@ -120,7 +120,7 @@ def _run(setup: Setup) -> int:
             note=lambda text: messages.send(setup.report_fd, Kind.NOTE, text),
         ),
     )
-    setup = _close_host(setup)
+    _close_host(setup)
     _sys.set_dumpable(False)
     for capability in range(_MAX_CAPABILITY + 1):
         if capability not in _KEPT:
@@ -130,18 +130,20 @@ def _run(setup: Setup) -> int:
                 break  # past the last one this kernel knows
     command = _start(setup)
     for number in range(3):
-        os.dup2(_NULL_FD, number)  # a reader must see the end when the command closes its output
+        os.dup2(
+            setup.null_fd, number
+        )  # a reader must see the end when the command closes its output
     return _supervise(command, setup)
 
 
-def _close_host(setup: Setup) -> Setup:
+def _close_host(setup: Setup) -> None:
     """Close all but the standard descriptors, the pipe to the supervisor and a /dev/null."""
     null = fcntl.fcntl(setup.null_fd, fcntl.F_DUPFD_CLOEXEC, 10)
     report = fcntl.fcntl(setup.report_fd, fcntl.F_DUPFD_CLOEXEC, 10)
     os.dup2(null, _NULL_FD, inheritable=False)
     os.dup2(report, _REPORT_FD, inheritable=False)
     _sys.close_from(_REPORT_FD + 1)
-    return attrs.evolve(setup, null_fd=_NULL_FD, report_fd=_REPORT_FD)
+    setup.null_fd, setup.report_fd = _NULL_FD, _REPORT_FD
 
 
 def _is_abandoned(report_fd: int) -> bool:

@@ -19,12 +19,12 @@ import attrs
 from unionfs import _sys
 from unionfs.errors import UnsupportedError
 
-__all__ = ["IdRange", "Mapping", "enter", "enter_as", "may_mount", "subordinate_ranges"]
+__all__ = ["GATES", "IdRange", "Mapping", "enter", "enter_as", "subordinate_ranges"]
 
-_CAP_SYS_ADMIN: Final = 21
 _DONE: Final = "+"
 _MAX_TABLE: Final = 1 << 20
-_GATES: Final = (
+#: Switches that forbid user namespaces: file, forbidding value, how root allows them again.
+GATES: Final = (
     (
         "/proc/sys/kernel/unprivileged_userns_clone",
         "0",
@@ -53,15 +53,6 @@ class Mapping:
 
     single: bool
     note: str = ""
-
-
-def may_mount() -> bool:
-    """Tell whether this process has CAP_SYS_ADMIN in its user namespace."""
-    with open("/proc/self/status", encoding="ascii", errors="replace") as status:
-        for line in status:
-            if line.startswith("CapEff:"):
-                return bool(int(line.split()[1], 16) >> _CAP_SYS_ADMIN & 1)
-    return False
 
 
 def subordinate_ranges(path: str, uid: int) -> list[IdRange]:
@@ -94,7 +85,7 @@ def _map_arguments(own: int, ranges: list[IdRange]) -> list[str]:
 def explain(exc: OSError) -> str:
     """Return why unshare(CLONE_NEWUSER) failed and what would help."""
     closed = []
-    for path, value, remedy in _GATES:
+    for path, value, remedy in GATES:
         with contextlib.suppress(OSError), open(path, encoding="ascii") as file:
             if file.read().strip() == value:
                 closed.append(remedy)

@@ -12,14 +12,13 @@ import fcntl
 import logging
 import os
 import signal
-import stat
 from collections.abc import Callable
 from typing import Final
 
 import attrs
 
 from unionfs import _sys
-from unionfs.errors import UnionfsError, UsageError
+from unionfs.errors import UnionfsError
 from unionfs.run import init, messages, namespaces
 from unionfs.run.config import RunConfig
 from unionfs.run.messages import Kind, Message
@@ -77,7 +76,7 @@ def run(request: RunRequest, note: Callable[[str], None] = lambda _: None) -> in
     started, `UnsupportedError` when the machine forbids it. This process enters a new user
     namespace on the way and cannot leave it, so it should end soon afterwards.
     """
-    _check_standard_descriptors()
+    _fill_standard_descriptors()
     mask = frozenset(int(n) for n in signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED | _OURS))
     try:
         return _Run(request, note, mask).run()
@@ -86,19 +85,13 @@ def run(request: RunRequest, note: Callable[[str], None] = lambda _: None) -> in
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def _check_standard_descriptors() -> None:
-    for number, name in enumerate(("input", "output", "error")):
+def _fill_standard_descriptors() -> None:
+    """Open what is closed: a later file must not become a standard descriptor by accident."""
+    for number in range(3):
         try:
-            mode = os.fstat(number).st_mode
+            os.fstat(number)
         except OSError:
-            # A file opened later must not become somebody's standard descriptor by accident.
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
-            continue
-        if stat.S_ISDIR(mode):
-            raise UsageError(
-                f"standard {name} is a directory of the host: the command could leave the image "
-                "through it; redirect it from a file or /dev/null"
-            )
 
 
 class _Terminal:
@@ -152,7 +145,7 @@ class _Run:
         self._failures: list[Message] = []
 
     def run(self) -> int:
-        host_root = namespaces.may_mount()
+        host_root = _sys.has_capability(_sys.CAP_SYS_ADMIN)
         single = False
         if not host_root:
             mapping = namespaces.enter()
@@ -175,6 +168,9 @@ class _Run:
             # What the daemon says is the cause of what process 1 then met.
             first = min(self._failures, key=lambda said: said.kind is not Kind.DAEMON_FAILED)
             raise RunError(first.text, first.status if first.kind is Kind.SETUP_FAILED else 125)
+        for who, pid in (("the mount daemon", union.pid), ("process 1", self._init)):
+            if self._statuses.get(pid, 0) < 0:
+                raise RunError(f"{who} was killed by signal {-self._statuses[pid]}")
         return status
 
     def _make_init(self, *, single: bool, host_root: bool) -> None:
@@ -218,9 +214,6 @@ class _Run:
             self._reap()
             code = self._statuses.get(self._init)
             if code is not None:
-                self._listen()
-                if code < 0 and not self._failures:
-                    raise RunError(f"process 1 of the namespace was killed by signal {-code}")
                 return code
             if self._request.union.pid in self._statuses:
                 # Its mount is gone: because process 1 is just ending, or there is no use in it.
@@ -282,7 +275,7 @@ class _Run:
         while self._init and self._init not in self._statuses:
             self._await_child()
         daemon = self._request.union.pid
-        self._request.union.started()
+        self._request.union.ended()
         for number in (0, signal.SIGTERM, signal.SIGKILL):
             if not daemon or daemon in self._statuses:
                 return

@@ -1,4 +1,4 @@
-"""How a run gets its union: over FUSE from a daemon of its own.
+"""What a run needs of a union, and the union over FUSE from a daemon of its own.
 
 Invariant: the union is mounted by process 1 in its own mount namespace only, so it ends
 with that process; a daemon then sees its connection end, closes the engine and removes a
@@ -7,12 +7,10 @@ throw-away branch, also when the supervisor was killed.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import shutil
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 from unionfs.errors import UnionfsError, UnsupportedError
@@ -27,9 +25,15 @@ _MESSAGE: Final = b"f"
 
 
 class Union(Protocol):
-    """A union in the making. `pid` is its daemon, 0 when there is none."""
+    """A union in the making. `pid` is the process that serves or tidies it up, 0 for none yet."""
 
-    pid: int
+    @property
+    def pid(self) -> int:
+        """Return the process id."""
+
+    @property
+    def backend(self) -> str:
+        """Return what makes the union."""
 
     def start(self, report_fd: int, mask: Sequence[int]) -> None:
         """Do what must be done before process 1 exists (in the supervisor)."""
@@ -40,22 +44,27 @@ class Union(Protocol):
     def started(self) -> None:
         """Let go of what only process 1 needs (in the supervisor, after it was made)."""
 
+    def ended(self) -> None:
+        """Tell that process 1 is gone, so that its own process may end (in the supervisor)."""
+
     def finish(self) -> None:
         """Clean up after everybody has ended (in the supervisor)."""
 
 
 class FuseUnion:
-    """A FUSE union. `rw` None means read-only; `remove` is a directory to remove at the end."""
+    """A FUSE union, see `Union`. `rw` None means read-only; `cleanup` runs after everything."""
+
+    backend = "fuse"
 
     def __init__(
-        self, layers: Sequence[bytes], rw: bytes | None, remove: bytes | None = None
+        self, layers: Sequence[bytes], rw: bytes | None, cleanup: Callable[[], None]
     ) -> None:
         self.pid = 0
         self._layers = tuple(layers)
         self._rw = rw
-        self._remove = remove
+        self._cleanup = cleanup
         # Processes in the namespace run as several ids, and the kernel must judge them all.
-        self._options = MountOptions(allow_other=True, default_permissions=True)
+        self._options = MountOptions(allow_other=True, default_permissions=True, nosuid=False)
         self._ours, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
     def start(self, report_fd: int, mask: Sequence[int]) -> None:
@@ -75,7 +84,7 @@ class FuseUnion:
         except BaseException as exc:  # noqa: BLE001  # must not return into the supervisor's code
             messages.send(report_fd, Kind.DAEMON_FAILED, f"internal error: {exc!r}", 1)
         finally:
-            self._remove_branch()
+            self._cleanup()
             os._exit(0)
 
     def _be_daemon(self) -> None:
@@ -112,13 +121,12 @@ class FuseUnion:
         """Close our end of the channel: the daemon must see when process 1 is gone."""
         self._ours.close()
 
+    def ended(self) -> None:
+        """Nothing to tell: the connection ends with process 1."""
+        self._ours.close()
+
     def finish(self) -> None:
         """Remove what the daemon could not."""
         self._ours.close()
         self._theirs.close()
-        self._remove_branch()
-
-    def _remove_branch(self) -> None:
-        if self._remove is not None:
-            with contextlib.suppress(OSError):
-                shutil.rmtree(self._remove)
+        self._cleanup()
