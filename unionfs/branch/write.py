@@ -167,6 +167,18 @@ class Writer:
         """Set owner and permission bits of an existing entry at once; `mode` has its type."""
         self._own(dirfd, name, mode, uid, gid, rdev)
 
+    def set_file_attributes(self, fd: int, mode: int, uid: int, gid: int) -> None:
+        """Do the same for a regular file that this writer has made and holds open."""
+        perm = stat.S_IMODE(mode)
+        if self.native and not self.branch.marked:
+            os.fchown(fd, uid, gid)
+            os.fchmod(fd, perm)
+            return
+        if self.native:
+            os.fchown(fd, uid, gid)
+        os.setxattr(fd, STAT_XATTR, Override(uid, gid, perm, stat.S_IFREG).encode())
+        os.fchmod(fd, (perm & 0o777) | 0o600)
+
     def set_owner(self, dirfd: int, name: bytes, uid: int, gid: int) -> None:
         """Give the entry to `uid` and `gid`; -1 keeps one as it is (chown(2))."""
         st = self.branch.status(dirfd, name)

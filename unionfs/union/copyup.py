@@ -94,6 +94,11 @@ class CopyPlan:
         self.temp = temp
         self.target = -1
         self.sync = True
+        self.whole = True
+        self.sparse = False
+        #: Branches that cannot share blocks with the rw branch, known to all plans.
+        self.unclonable: set[int] = set()
+        self._position = node.branch
         self.copied = False
         self._work_fd = work_fd
         self._source = source
@@ -111,20 +116,25 @@ class CopyPlan:
         self.copied = True
 
     def _copy_data(self) -> None:
-        st = os.fstat(self._source)
-        if self.size >= st.st_size:
-            try:
-                _sys.clone_file(self._source, self.target)
-            except OSError:
-                pass
-            else:
-                return
-        if st.st_blocks * _BLOCK < st.st_size:
+        if self.whole and self._clone():
+            return
+        if self.sparse:
             _copy_sparse(self._source, self.target, self.size)
+            os.ftruncate(self.target, self.size)
         else:
             _copy_range(self._source, self.target, 0, self.size)
-        if os.fstat(self.target).st_size != self.size:
-            os.ftruncate(self.target, self.size)
+
+    def _clone(self) -> bool:
+        """Share the data blocks if the filesystems can; ask only once if they cannot."""
+        if self._position in self.unclonable:
+            return False
+        try:
+            _sys.clone_file(self._source, self.target)
+        except OSError as exc:
+            if exc.errno in (errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV):
+                self.unclonable.add(self._position)
+            return False
+        return True
 
     def close_source(self) -> None:
         """Release the original's fd."""
@@ -155,6 +165,7 @@ class CopyUp:
         self._work = work
         self._journal = journal
         self._links = links
+        self._unclonable: set[int] = set()
 
     # -- directories -------------------------------------------------------------
 
@@ -243,10 +254,13 @@ class CopyUp:
         branch, fd, name = self._tree.place(node)
         source, size = -1, 0
         if status.fmt == stat.S_IFREG and not status.placeholder:
-            source = open_lower(branch, fd, name)
+            source = os.dup(node.fd) if node.fd >= 0 else open_lower(branch, fd, name)
             size = status.size if limit is None else min(limit, status.size)
         plan = CopyPlan(node, self._work.fd, self._work.new_name(), source, size)
         plan.sync = not self._tree.options.volatile
+        plan.unclonable = self._unclonable
+        plan.whole = size == status.size
+        plan.sparse = status.blocks * _BLOCK < status.size
         return plan
 
     def finish(self, plan: CopyPlan) -> None:
@@ -269,9 +283,7 @@ class CopyUp:
         tree, work_fd = self._tree, self._work.fd
         branch, fd, name = tree.place(node)
         if plan.target >= 0:
-            self._writer.set_attributes(
-                work_fd, plan.temp, status.mode, status.uid, status.gid, status.rdev
-            )
+            self._writer.set_file_attributes(plan.target, status.mode, status.uid, status.gid)
         else:
             target = branch.readlink(fd, name) if status.fmt == stat.S_IFLNK else b""
             self._writer.create(

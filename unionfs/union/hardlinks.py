@@ -25,7 +25,12 @@ def scan_links(branch: Branch) -> HardlinkTable:
         path = pending.pop()
         fd = branch.open_path(path)
         try:
-            for name, fmt in branch.scan(fd).entries.items():
+            scan = branch.scan(fd)
+        except PermissionError:  # what cannot be listed is not visible either
+            os.close(fd)
+            continue
+        try:
+            for name, fmt in scan.entries.items():
                 inner = path + b"/" + name if path else name
                 if stat.S_ISDIR(fmt):
                     pending.append(inner)
