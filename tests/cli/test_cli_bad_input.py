@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -20,8 +21,11 @@ from pathlib import Path
 import attrs
 import pytest
 from support.commands import Done, Run, child_env
+from support.rootless import NOBODY, runtime
+from support.workspace import Workspace
 
 _V1 = "a" * 64
+_PROGRESS = ("reading ", "archiving ", "writing ")
 
 
 def _tar(path: Path, members: dict[str, bytes]) -> None:
@@ -276,7 +280,7 @@ def test_bad_input(row: Row, old_store: Path, tmp_path: Path) -> None:
     before = _snapshot(here)
     done = _call(row.line, here, runtime)
     assert done.out == ""
-    lines = [line for line in done.err.splitlines() if not line.startswith(("reading", "arch"))]
+    lines = [line for line in done.err.splitlines() if not line.startswith(_PROGRESS)]
     assert len(lines) == 1, done.err
     assert lines[0].startswith("unionfs: ")
     assert "internal error" not in lines[0]
@@ -377,34 +381,97 @@ def test_no_fuse_device(good: Path, tmp_path: Path) -> None:
 
 @pytest.mark.root
 @pytest.mark.usefixtures("as_root")
-def test_branch_on_a_full_disk(good: Path, tmp_path: Path) -> None:
-    small = tmp_path / "small"
-    small.mkdir()
-    layer = os.urandom(3 << 20)
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        member = tarfile.TarInfo("big")
-        member.size = len(layer)
-        archive.addfile(member, io.BytesIO(layer))
-    (good / "big.tar").write_bytes(buffer.getvalue())
+@pytest.mark.parametrize(
+    ("line", "left"),
+    [
+        # What may stay: the store that was there, the branch that was there.
+        ("--root small/store import big.tar", []),
+        ("--root small/store commit --image small/app --rw branch", ["json"]),
+        ("export big/one docker-archive:small/out.tar", []),
+        ("export big/one oci-archive:small/out.tar", []),
+        ("export big/one oci:small/out:tag", []),
+        ("export big/one rootfs:small/out.tar", []),
+    ],
+)
+def test_full_disk(good: Path, tmp_path: Path, line: str, left: list[str]) -> None:
+    content = os.urandom(3 << 20)
+    _tar(good / "big.tar", {"big": content})
+    run_dir = tmp_path / "run"
+    assert _call("import big.tar -t big/one", good, run_dir).status == 0
+    (good / "branch").mkdir()
+    (good / "branch" / "big").write_bytes(content)
+    (good / "small").mkdir()
+    small = _old_image() if "commit" in line else "true"
+    unionfs = f"{sys.executable} -m unionfs"
     script = (
-        f"mount -t tmpfs -o size=2m none {small}; cd {good}; {sys.executable} -m unionfs"
-        f" --root {small}/store import big.tar; status=$?; find {small}/store -type f ! -name '.*';"
-        " exit $status"
+        f"mount -t tmpfs -o size=2m none small; {small}; {unionfs} {line}; status=$?;"
+        " find small -type f ! -name '.*' -printf '%f ' >left; exit $status"
     )
     done = subprocess.run(
         ["unshare", "--mount", "--propagation", "private", "sh", "-c", script],
-        env=child_env(XDG_RUNTIME_DIR=str(tmp_path / "run")),
+        env=child_env(UNIONFS_ROOT=str(good / "store"), XDG_RUNTIME_DIR=str(run_dir)),
+        cwd=good,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+    )
+    found = (good / "left").read_text().split()
+    assert done.stdout == ""
+    lines = [line for line in done.stderr.splitlines() if not line.startswith(_PROGRESS)]
+    assert len(lines) == 1, done.stderr
+    assert "No space left on device" in lines[0]
+    assert done.returncode == 1
+    assert sorted(set(found) - {"repositories"}) == left
+
+
+def _old_image() -> str:
+    """Return shell that makes a store with the smallest image: one of early Docker."""
+    entry = "small/store/graph/abcdef01"
+    tags = json.dumps({"Repositories": {"small/app": {"latest": "abcdef01"}}})
+    return (
+        f"mkdir -p {entry}/layer; echo '{json.dumps({'id': 'abcdef01'})}' >{entry}/json;"
+        f" echo '{tags}' >small/store/repositories"
+    )
+
+
+@pytest.mark.root
+@pytest.mark.fuse
+@pytest.mark.usefixtures("as_root")
+@pytest.mark.parametrize(
+    ("before", "line", "word"),
+    [
+        (
+            "mount --bind /dev/null $(readlink -f /usr/bin/fusermount3)",
+            "mount --layer layer target",
+            "needs fusermount3",
+        ),
+        (
+            f"mount -t ramfs none plain; chown {NOBODY} plain",
+            "mount --layer layer --rw plain/rw target",
+            "extended attributes",
+        ),
+    ],
+    ids=["no fusermount3", "no xattrs"],
+)
+def test_what_a_plain_user_may_miss(place: Workspace, before: str, line: str, word: str) -> None:
+    assert place.sh("mkdir layer target plain").returncode == 0
+    words = shlex.join([*runtime().argv, "-m", "unionfs"])
+    drop = f"setpriv --reuid={NOBODY} --regid={NOBODY} --clear-groups"
+    env = " ".join(f"{key}={value}" for key, value in {**place.env, **runtime().env}.items())
+    script = f"{before}; exec {drop} env {env} {words} {line}"
+    done = subprocess.run(
+        ["unshare", "--mount", "--propagation", "private", "sh", "-c", script],
+        cwd=place.path,
         capture_output=True,
         text=True,
         check=False,
         timeout=100,
     )
     assert done.returncode == 1
-    assert done.stdout == ""
-    lines = [line for line in done.stderr.splitlines() if not line.startswith("reading")]
-    assert len(lines) == 1
-    assert "No space left on device" in lines[0]
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert word in done.stderr
+    assert place.sh("find .run -type f; find target plain layer -mindepth 1").stdout == b""
 
 
 def test_foreign_store(good: Path, tmp_path: Path, process: Run) -> None:

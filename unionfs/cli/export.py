@@ -13,6 +13,7 @@ import click
 from unionfs.cli import output
 from unionfs.cli.arguments import IMAGE
 from unionfs.cli.group import root_option, state, verbose_option
+from unionfs.cli.progress import progress
 from unionfs.errors import UsageError
 
 __all__ = ["command"]
@@ -40,8 +41,9 @@ def command(*, image: str, destination: str, force: bool) -> None:
     to_stdout = destination.partition(":")[2].split(":")[0] == "-"
     if to_stdout and sys.stdout.isatty():
         raise UsageError("an archive on a terminal is of no use; redirect standard output")
-    with state().store() as store:
-        done = store.export(store.resolve(image), destination, replace=force)
+    with state().store() as store, progress("writing") as report:
+        image_id = store.resolve(image)
+        done = store.export(image_id, destination, replace=force, progress=report)
     if to_stdout:
         output.note(done)
     else:

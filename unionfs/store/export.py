@@ -18,6 +18,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO, Final
 
+import attrs
+
 from unionfs.archive.entry import Entry, Kind
 from unionfs.archive.record import replay
 from unionfs.archive.source import split_spec
@@ -35,8 +37,8 @@ from unionfs.store import config as configs
 from unionfs.store._fs import directory
 from unionfs.store.entry import Image
 from unionfs.store.graph import Graph
-from unionfs.store.ids import ImageId
-from unionfs.store.ingest import RECORD_NAME
+from unionfs.store.ids import ImageId, short_id
+from unionfs.store.ingest import RECORD_NAME, Progress
 from unionfs.store.layertar import entry_of, file_data, layer_diff_id, layer_tar
 
 __all__ = ["EXPORT_TRANSPORTS", "export_image", "flat_tar", "layers_out", "replay_layer"]
@@ -151,6 +153,19 @@ def flat_tar(graph: Graph, image_id: ImageId, out: BinaryIO) -> None:
         writer.close()
 
 
+def _watched(layer: LayerOut, progress: Progress) -> LayerOut:
+    """Return a layer that reports how much of it has been written."""
+
+    def chunks() -> Iterator[bytes]:
+        done = 0
+        for chunk in layer.open():
+            yield chunk
+            done += len(chunk)
+            progress(short_id(layer.diff_id), done, layer.size)
+
+    return attrs.evolve(layer, open=chunks)
+
+
 def export_image(
     graph: Graph,
     image_id: ImageId,
@@ -158,6 +173,7 @@ def export_image(
     *,
     references: Sequence[str] = (),
     replace: bool = False,
+    progress: Progress | None = None,
 ) -> str:
     """Write an image to `TRANSPORT:PATH[:REFERENCE]`; return what identifies the result.
 
@@ -182,6 +198,8 @@ def export_image(
             return os.fsdecode(path)
         layers = layers_out(graph, image_id)
         config = _config(graph, image_id, layers)
+        if progress is not None:
+            layers = [_watched(layer, progress) for layer in layers]
         if transport == "oci":
             if path == b"-":
                 raise UsageError("oci: is a directory and cannot be standard output")

@@ -135,10 +135,19 @@ class Store:
         )
         return self._tag(image_id, wanted, warnings, force=force)
 
-    def export(self, image_id: ImageId, spec: str | bytes, *, replace: bool = False) -> str:
+    def export(
+        self,
+        image_id: ImageId,
+        spec: str | bytes,
+        *,
+        replace: bool = False,
+        progress: Progress | None = None,
+    ) -> str:
         """Write an image; its tags become its names in a docker-archive."""
         names = self.tags.by_id().get(image_id, [])
-        return export_image(self.graph, image_id, spec, references=names, replace=replace)
+        return export_image(
+            self.graph, image_id, spec, references=names, replace=replace, progress=progress
+        )
 
     def changes(self, image_id: ImageId, rw: bytes, dialect: Dialect | None = None) -> list[Change]:
         """Return what a rw branch changes in an image."""
