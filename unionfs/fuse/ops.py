@@ -6,6 +6,9 @@ handler is wrapped by `boundary.handler`. Ids are translated here and nowhere el
 
 The kernel may keep what it learns, absent names included, for as long as it likes:
 nobody but this mount changes the branches (`coherent` sets all timeouts to 0).
+
+The kernel applies the umask before we are asked, also under a directory with a default
+ACL, where POSIX would not: pyfuse3 cannot turn that off.
 """
 
 # ruff: noqa: ARG002, FBT001  # the signatures are those of pyfuse3.Operations
