@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+from collections.abc import Callable
 from typing import Final
 
 from unionfs.errors import BusyError
@@ -23,11 +24,12 @@ __all__ = ["keep"]
 _RETRY: Final = 1000
 
 
-def keep(mount: KernelMount) -> None:
+def keep(mount: KernelMount, on_ready: Callable[[], object]) -> None:
     """Wait until the mount is gone or SIGTERM or SIGINT arrives, and finish it.
 
     A signal unmounts; while files are open in it the mount is detached and finished as soon
-    as the last user is gone. Call it in the main thread.
+    as the last user is gone. `on_ready` is called once signals are understood. Call it in the
+    main thread.
     """
     reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     wanted = {signal.SIGTERM, signal.SIGINT}
@@ -38,6 +40,7 @@ def keep(mount: KernelMount) -> None:
     poller.register(table, select.POLLERR | select.POLLPRI)
     poller.register(reading, select.POLLIN)
     try:
+        on_ready()
         while mount.mounted:
             events = dict(poller.poll())
             if reading in events:

@@ -194,6 +194,8 @@ class KernelMount(abc.ABC):
         self.request = request
         self.losses: tuple[str, ...] = ()
         self._identity: tuple[bytes, bytes, bytes] | None = None
+        #: Detached while in use: the kernel may go on for a while.
+        self.lingering = False
         self._held = held
 
     @property
@@ -207,20 +209,33 @@ class KernelMount(abc.ABC):
         self._identity = found[-1] if found else None
 
     def unmount(self, *, lazy: bool = False) -> None:
-        """Unmount and bring everything in order; BusyError while files are open in it."""
+        """Unmount and bring everything in order; BusyError while files are open in it.
+
+        `lazy` detaches it all the same; `finish` then raises BusyError until they are closed.
+        """
         if self.mounted:
             self.before_unmount()
-            try:
-                _sys.umount(self.request.target, _sys.MNT_DETACH if lazy else 0)
-            except OSError as exc:
-                if exc.errno == errno.EBUSY:
-                    raise BusyError(f"{show(self.request.target)} is in use") from exc
-                raise
+            if lazy:
+                self.detach()
+            else:
+                self._unmount_now()
         self.finish()
+
+    def _unmount_now(self) -> None:
+        try:
+            _sys.umount(self.request.target)
+        except OSError as exc:
+            if exc.errno == errno.EBUSY:
+                raise BusyError(f"{show(self.request.target)} is in use") from exc
+            raise
 
     def detach(self) -> None:
         """Take the mount away at once; who still uses it may finish. Then call `finish`."""
-        _sys.umount(self.request.target, _sys.MNT_DETACH)
+        try:
+            self._unmount_now()
+        except BusyError:
+            _sys.umount(self.request.target, _sys.MNT_DETACH)
+            self.lingering = True
 
     def before_unmount(self) -> None:
         """Do what only works while it is mounted; nothing unless a back end needs it."""

@@ -64,6 +64,11 @@ class OverlayMount(KernelMount):
         """See `KernelMount.finish`."""
         if self.request.rw is not None:
             convert.settle(self.request.rw)
+        elif self.lingering:
+            # Nobody can tell when the last user of a read-only mount has gone, and without its
+            # shims deleted files would come back for them. The runtime directory forgets it.
+            self.release()
+            return
         self._scratch.remove()
         self.release()
 
@@ -120,9 +125,9 @@ def _scratch_places(request: KernelRequest) -> list[bytes]:
 def _prepare(request: KernelRequest, item: int, scratch: Scratch, kind: Kind) -> ShimSet:
     layer = request.layers[item]
     cache = layer.shims
-    if cache is None or not (os.path.isdir(cache) or os.access(os.path.dirname(cache), os.W_OK)):
-        cache = scratch.path + b"/%d" % item
-    return shims.prepare(layer.path, cache, kind)
+    if cache is not None and (os.path.isdir(cache) or os.access(os.path.dirname(cache), os.W_OK)):
+        return shims.prepare(layer.path, cache, kind)
+    return shims.prepare_temporary(layer.path, scratch.path + b"/%d" % item, kind)
 
 
 def _judge(request: KernelRequest, prepared: list[ShimSet], kind: Kind) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ import contextlib
 import os
 import secrets
 import stat
+from collections.abc import Iterator
 from typing import Final
 
 import attrs
@@ -27,7 +28,7 @@ from unionfs.errors import UnsupportedError, show
 from unionfs.kernel import trees
 from unionfs.kernel.survey import Kind, LayerFacts, Marked, Survey, survey
 
-__all__ = ["ShimSet", "facts_of", "lower_directories", "prepare"]
+__all__ = ["ShimSet", "facts_of", "lower_directories", "prepare", "prepare_temporary"]
 
 _FACTS: Final = b"facts.json"
 _HIDE: Final = b"hide"
@@ -52,24 +53,21 @@ def prepare(layer: bytes, cache: bytes, kind: Kind) -> ShimSet:
     `cache` is made when absent (its parent must exist). Each kind has its own
     set there. UnsupportedError when the filesystem of `cache` cannot hold them.
     """
-    target = cache + b"/" + kind.value.encode()
     found = _load(layer, cache, kind)
     if found is not None:
         return found
+    target = cache + b"/" + kind.value.encode()
     with contextlib.suppress(FileExistsError):
         os.mkdir(cache, 0o700)
     staging = cache + b"/" + _STAGING + secrets.token_hex(8).encode()
     os.mkdir(staging, 0o700)
     try:
-        try:
+        with _explained(layer, staging):
             walk = survey(layer, kind)
             _build(layer, staging, walk, kind)
-        except OSError as exc:
-            raise UnsupportedError(
-                f"cannot prepare {show(layer)} for overlayfs: {exc.strerror}"
-                f" ({show(exc.filename or staging)})"
-            ) from exc
-        with contextlib.suppress(FileExistsError, OSError):
+            _write_facts(staging, walk.facts)
+        with contextlib.suppress(OSError):
+            # Somebody else may have been first: theirs is as good.
             os.rename(staging, target)
             staging = b""
     finally:
@@ -79,6 +77,30 @@ def prepare(layer: bytes, cache: bytes, kind: Kind) -> ShimSet:
     if found is None:
         raise UnsupportedError(f"the prepared layers in {show(target)} are damaged; remove them")
     return found
+
+
+def prepare_temporary(layer: bytes, directory: bytes, kind: Kind) -> ShimSet:
+    """Return the shims of a layer without a cache, built in `directory`, made if needed at all.
+
+    Errors as of `prepare`; the caller removes `directory`.
+    """
+    with _explained(layer, directory):
+        walk = survey(layer, kind)
+        facts = walk.facts
+        if facts.reserved:
+            os.mkdir(directory, 0o700)
+            _build(layer, directory, walk, kind)
+    return _shims_in(layer, directory, facts)
+
+
+@contextlib.contextmanager
+def _explained(layer: bytes, place: bytes) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        raise UnsupportedError(
+            f"overlay: cannot prepare {show(layer)}: {exc.strerror} ({show(exc.filename or place)})"
+        ) from exc
 
 
 def _remove(path: bytes) -> None:
@@ -104,11 +126,15 @@ def _load(layer: bytes, cache: bytes, kind: Kind) -> ShimSet | None:
     facts = facts_of(cache, kind)
     if facts is None:
         return None
-    target = cache + b"/" + kind.value.encode()
-    hide = target + b"/" + _HIDE if facts.reserved else None
-    wh = target + b"/" + _WH if facts.whiteouts else None
-    if any(shim is not None and not os.path.isdir(shim) for shim in (hide, wh)):
+    found = _shims_in(layer, cache + b"/" + kind.value.encode(), facts)
+    if any(shim is not None and not os.path.isdir(shim) for shim in (found.hide, found.wh)):
         return None
+    return found
+
+
+def _shims_in(layer: bytes, directory: bytes, facts: LayerFacts) -> ShimSet:
+    hide = directory + b"/" + _HIDE if facts.reserved else None
+    wh = directory + b"/" + _WH if facts.whiteouts else None
     return ShimSet(layer, facts, hide, wh)
 
 
@@ -121,6 +147,14 @@ def _build(layer: bytes, staging: bytes, walk: Survey, kind: Kind) -> None:
             _build_hide(source, stage, walk)
         if facts.whiteouts:
             _build_wh(stage, walk, kind)
+    finally:
+        os.close(source)
+        os.close(stage)
+
+
+def _write_facts(staging: bytes, facts: LayerFacts) -> None:
+    stage = os.open(staging, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
         fd = os.open(_FACTS, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=stage)
         with open(fd, "wb") as file:
             file.write(msgspec.json.encode(facts))
@@ -128,7 +162,6 @@ def _build(layer: bytes, staging: bytes, walk: Survey, kind: Kind) -> None:
             # After a power cut a lost whiteout would bring a deleted file back.
             _sys.syncfs(stage)
     finally:
-        os.close(source)
         os.close(stage)
 
 
