@@ -26,6 +26,7 @@ from unionfs.kernel import trees
 __all__ = ["flush_pseudo_links", "pseudo_links", "refuse_live_branch", "touch_names"]
 
 _SYSFS: Final = b"/sys/fs/aufs"
+_ESCAPE: Final = re.compile(rb"\\([0-3][0-7]{2})")
 _BRANCH: Final = re.compile(rb"br\d+")
 
 _ENTRY: Final = re.compile(rb"(\d+)\.(\d+)")
@@ -53,7 +54,8 @@ def refuse_live_branch(rw: bytes) -> None:
 
 def _is_branch(entry: bytes, rw: bytes) -> bool:
     with open(entry, "rb") as file:
-        path = file.read().rstrip(b"\n").rpartition(b"=")[0].replace(b"\\040", b" ")
+        shown = file.read().rstrip(b"\n").rpartition(b"=")[0]
+    path = _ESCAPE.sub(lambda match: bytes((int(match[1], 8),)), shown)
     try:
         return os.path.samefile(path, rw)
     except OSError:
