@@ -23,6 +23,7 @@ from unionfs import _sys
 from unionfs.branch import whiteout
 from unionfs.kernel.mounted import Layer
 from unionfs.kernel.overlay_union import mount_overlay
+from unionfs.store.changes import changes
 from unionfs.union import Engine
 
 LOWER = {"f": "lower", "d/a": "aaa", "d/b": "bbb", "s": "->f", "p": "pair", "q": "=p"}
@@ -361,5 +362,30 @@ def test_a_branch_carried_between_fuse_and_overlayfs(way: str, open_tmp: Path) -
         carried, steady = session("carried", snapshot), session("steady", snapshot)
         assert carried == steady
         assert disk_state(open_tmp / "carried" / "rw") == disk_state(open_tmp / "steady" / "rw")
+
+    in_way(way, action)
+
+
+def test_changes_are_read_in_both_forms(way: str, open_tmp: Path) -> None:
+    """While overlayfs writes the branch and after it: the same answer."""
+
+    def action() -> None:
+        build(open_tmp / "base", {**LOWER, "n" * 255: "long"})
+        layers = [os.fsencode(open_tmp / "base")]
+        mounted = mount_overlay(request_for(open_tmp, open_tmp / "base"))
+        target = open_tmp / "target"
+        (target / "f").unlink()
+        (target / ("n" * 255)).unlink()
+        new_directory(target)
+        (target / "d" / "a").write_text("new")
+        (target / "new").mkdir()
+        rewrite(target / "s")
+        live = [str(item) for item in changes(layers, os.fsencode(open_tmp / "rw"))]
+        mounted.unmount()
+        settled = [str(item) for item in changes(layers, os.fsencode(open_tmp / "rw"))]
+        assert live == settled
+        expected = ["D /f", "D /d/b", "C /d/a", "A /new", "C /s", "D /" + "n" * 255]
+        assert set(expected) <= set(settled)
+        assert set(settled) <= {*expected, "C /d"}
 
     in_way(way, action)

@@ -10,7 +10,21 @@ from unionfs.branch.merge import Child as Child
 from unionfs.branch.merge import DirView as DirView
 from unionfs.branch.merge import Stack as Stack
 from unionfs.branch.merge import merge as merge
+from unionfs.branch.place import Place as Place
+from unionfs.branch.place import place_of as place_of
 from unionfs.branch.whiteout import Dialect as Dialect
 from unionfs.branch.write import Writer as Writer
 
-__all__ = ["Branch", "Child", "Dialect", "DirScan", "DirView", "Stack", "Status", "Writer", "merge"]
+__all__ = [
+    "Branch",
+    "Child",
+    "Dialect",
+    "DirScan",
+    "DirView",
+    "Place",
+    "Stack",
+    "Status",
+    "Writer",
+    "merge",
+    "place_of",
+]

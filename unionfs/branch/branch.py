@@ -194,6 +194,8 @@ class Branch:
     ) -> None:
         for entry in listing:  # type: ignore[attr-defined]  # typeshed hides ScandirIterator
             name = os.fsencode(entry.name)
+            if whiteout.is_reserved(name):
+                continue  # overlayfs lets people make them; the union does not show them
             kind = _entry_type(entry)
             if kind == 0:
                 st = os.stat(name, dir_fd=fd, follow_symlinks=False)

@@ -22,7 +22,7 @@ from typing import Final
 import attrs
 
 from unionfs import _sys
-from unionfs.branch import Branch, Dialect, Stack, whiteout
+from unionfs.branch import Branch, Dialect, Place, Stack, place_of, whiteout
 from unionfs.branch.branch import proc_path
 from unionfs.branch.merge import DirView
 from unionfs.branch.override import STAT_XATTR, Override
@@ -33,7 +33,7 @@ from unionfs.kernel.form import Phase, State, moved_names
 from unionfs.kernel.liveness import Use
 from unionfs.kernel.survey import Kind
 
-__all__ = ["Place", "detect_dialect", "enter", "hides_layers", "locate", "settle"]
+__all__ = ["detect_dialect", "enter", "hides_layers", "locate", "settle"]
 
 _LOGGER = logging.getLogger(__name__)
 _FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -42,32 +42,14 @@ _DIR_FLOOR: Final = 0o700
 _FILE_FLOOR: Final = 0o600
 
 
-@attrs.frozen
-class Place:
-    """Where the content of a rw branch is at the moment and which dialect it speaks."""
-
-    path: bytes
-    dialect: Dialect
-
-
 def locate(rw: bytes) -> Place:
-    """Return where to read the branch `rw`: itself, or what overlayfs writes right now.
-
-    A branch that a crash left half-way counts as AUFS form; `settle` it first.
-    """
-    with _opened(rw) as fd:
-        state = State.find(fd, rw)
-        if state is None:
-            return Place(rw, Dialect.AUFS)
-        with contextlib.closing(state):
-            if state.form.phase is Phase.LIVE:
-                return Place(state.upper_path(), state.form.dialect)
-            return Place(rw, Dialect.AUFS)
+    """Return where to read the branch `rw` and its dialect (`unionfs.branch.place_of`)."""
+    return place_of(rw)
 
 
 def detect_dialect(rw: bytes) -> Dialect:
-    """Return the dialect that the content of `rw` speaks (read it at `locate(rw).path`)."""
-    return locate(rw).dialect
+    """Return the dialect that the content of `rw` speaks (read it at `place_of(rw).path`)."""
+    return place_of(rw).dialect
 
 
 @contextlib.contextmanager

@@ -24,7 +24,8 @@ from typing import Final
 
 import attrs
 
-from unionfs.branch import Dialect, whiteout
+from unionfs.branch import place, whiteout
+from unionfs.branch.place import FORM, UPPER
 from unionfs.branch.whiteout import Meaning
 from unionfs.errors import StoreError, show
 from unionfs.kernel import liveness, trees
@@ -32,9 +33,7 @@ from unionfs.kernel.survey import Kind
 
 __all__ = ["LAYERS", "UPPER", "WORK", "Form", "Phase", "State", "moved_names"]
 
-_FORM: Final = b"form"
 LAYERS: Final = b"layers"
-UPPER: Final = b"upper"
 WORK: Final = b"work"
 _STAGING: Final = whiteout.OVERLAY_DIR + b".new"
 _DOOMED: Final = whiteout.OVERLAY_DIR + b".old"
@@ -49,7 +48,7 @@ class Phase(enum.Enum):
     """
 
     ENTERING = "entering"
-    LIVE = "live"
+    LIVE = place.LIVE
     LEAVING = "leaving"
     MOVING = "moving"
 
@@ -75,11 +74,6 @@ class Form:
     def encode(self) -> bytes:
         """Return the link's target."""
         return f"{self.phase.value}:{self.kind.value}:{self.boot}".encode()
-
-    @property
-    def dialect(self) -> Dialect:
-        """The dialect of the content when it is LIVE."""
-        return Dialect.OVERLAY if self.kind is Kind.TRUSTED else Dialect.OVERLAY_USER
 
 
 def moved_names(dirfd: int) -> list[bytes]:
@@ -115,7 +109,7 @@ class State:
         except FileNotFoundError:
             return None
         try:
-            form = Form.parse(os.readlink(_FORM, dir_fd=fd))
+            form = Form.parse(os.readlink(FORM, dir_fd=fd))
         except OSError:
             form = None
         if form is None:
@@ -137,7 +131,7 @@ class State:
                 form = Form(Phase.ENTERING, kind, liveness.boot_id())
                 for name in (UPPER, WORK):
                     os.mkdir(name, 0o700, dir_fd=fd)
-                os.symlink(form.encode(), _FORM, dir_fd=fd)
+                os.symlink(form.encode(), FORM, dir_fd=fd)
                 file = os.open(LAYERS, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=fd)
                 with open(file, "wb") as out:
                     out.write(b"".join(path + b"\0" for path in layers))
@@ -154,9 +148,9 @@ class State:
     def set_phase(self, phase: Phase) -> None:
         """Change the phase in one step."""
         form = attrs.evolve(self.form, phase=phase)
-        trees.remove_tree(self.fd, _FORM + b".new")
-        os.symlink(form.encode(), _FORM + b".new", dir_fd=self.fd)
-        os.rename(_FORM + b".new", _FORM, src_dir_fd=self.fd, dst_dir_fd=self.fd)
+        trees.remove_tree(self.fd, FORM + b".new")
+        os.symlink(form.encode(), FORM + b".new", dir_fd=self.fd)
+        os.rename(FORM + b".new", FORM, src_dir_fd=self.fd, dst_dir_fd=self.fd)
         self.form = form
 
     def layers(self) -> list[bytes]:

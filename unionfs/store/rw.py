@@ -10,7 +10,7 @@ import os
 import stat
 from typing import Final
 
-from unionfs.branch import Branch, Dialect, whiteout
+from unionfs.branch import Branch, Dialect, place_of, whiteout
 from unionfs.branch.branch import proc_path
 from unionfs.errors import BusyError, UnsupportedError, show
 
@@ -86,9 +86,13 @@ def _overlay_attributes(names: list[str], path: bytes) -> Dialect | None:
 def open_rw(path: bytes, dialect: Dialect | None = None) -> Branch | None:
     """Open a rw branch for reading in `dialect` (None: detect it); None when it does not exist.
 
-    In a tree without override marks a plain user's own files count as the image root's.
+    A branch that kernel overlayfs writes at the moment is read where overlayfs has it. In a tree
+    without override marks a plain user's own files count as the image root's.
     """
     try:
+        place = place_of(path)
+        if place.path != path:
+            path, dialect = place.path, place.dialect
         branch = Branch.open(path, detect_dialect(path) if dialect is None else dialect)
     except FileNotFoundError:
         return None
