@@ -126,13 +126,17 @@ def _is_empty(item: object) -> bool:
 
 
 def history_of_layers(document: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the history entry of every layer, base first; empty dicts where there is none."""
+    """Return the history entry of every layer, base first.
+
+    Where there is none, or it has no time, the image's own time stands.
+    """
+    default = {key: document[key] for key in ("created",) if key in document}
     count = len(document["rootfs"]["diff_ids"])
     history = document.get("history")
     filled = [item for item in history if not _is_empty(item)] if isinstance(history, list) else []
     if len(filled) != count or not all(isinstance(item, dict) for item in filled):
-        return [{} for _ in range(count)]
-    return filled
+        return [dict(default) for _ in range(count)]
+    return [default | item for item in filled]
 
 
 def _text(document: dict[str, Any], key: str) -> str:
