@@ -39,6 +39,7 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "shell": ("shell_cmd", "Start a shell with an image as its root."),
     "explain": ("explain", "Say why a path is visible, hidden or not there."),
     "whiteouts": ("whiteouts", "List what deletions hide and what an image wastes."),
+    "lint": ("lint", "Find what implementations disagree about, and repair it."),
     "changes": ("changes", "Show what a rw branch changed, as `docker diff` does."),
     "commit": ("commit", "Make an image of a rw branch."),
     "export": ("export", "Write an image as an archive or OCI layout."),

@@ -47,6 +47,8 @@ _TYPES: Final = {
     Kind.FIFO: stat.S_IFIFO,
     Kind.HARDLINK: stat.S_IFREG,
 }
+#: Names that no disk can hold are a finding, not an error; nothing is written here.
+_LIMITS: Final = attrs.evolve(DEFAULT, component=DEFAULT.path)
 _OVERLAY_XATTRS: Final = ("trusted.overlay.", "user.overlay.")
 
 
@@ -258,11 +260,11 @@ def read_stored(named: NamedBranch) -> Shipped:
     entry = named.entry
     if entry is None or entry.facts is None or not entry.facts.has_record:
         return read_branch(named)
-    stream = TarStream(ChunkReader(replay_layer(entry)), DEFAULT, what=named.title)
+    stream = TarStream(ChunkReader(replay_layer(entry)), _LIMITS, what=named.title)
     return _shipped(named, stream)
 
 
-def read_archive_layer(named: NamedBranch, raw: BinaryIO, limits: Limits = DEFAULT) -> Shipped:
+def read_archive_layer(named: NamedBranch, raw: BinaryIO, limits: Limits = _LIMITS) -> Shipped:
     """Read a layer's archive, compressed or not. Raises `HostileArchiveError`."""
     return _shipped(named, TarStream(decompress(raw, limits), limits, what=named.title))
 

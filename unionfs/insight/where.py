@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
-from unionfs.branch import Branch, Dialect, Stack
+from unionfs.branch import Branch, Dialect, Stack, place_of
 from unionfs.errors import NotFoundError, UnionfsError, show
 from unionfs.store import config as configs
 
@@ -187,11 +187,9 @@ def _plain(paths: Sequence[bytes], dialect: Dialect) -> tuple[NamedBranch, ...]:
 
 def _with_rw(layers: tuple[NamedBranch, ...], rw: bytes) -> tuple[NamedBranch, ...]:
     """Put the rw branch on top, read where and in which form it is at the moment."""
-    from unionfs.kernel.convert import locate  # noqa: PLC0415  # only rw branches need it
-
     if not os.path.isdir(rw):
         raise NotFoundError(f"branch {show(rw)} is not a directory")
-    place = locate(os.path.abspath(rw))
+    place = place_of(os.path.abspath(rw))
     return (
         NamedBranch(len(layers) + 1, place.path, is_rw=True, dialect=place.dialect),
         *layers,

@@ -1,0 +1,344 @@
+"""`lint`: each rule on its example and on nothing else, seeded faults, archives, repairs."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from pathlib import Path
+
+import pytest
+from support.commands import Run
+from support.insight import MakeImage, MakeLayers, empty_markers, parse
+from support.layers import Member, image_of, layer_tar
+from support.literal import lay_out_all
+from support.rows import ROWS, Row
+
+from unionfs.branch import Stack
+from unionfs.insight.lint import Finding, lint, lint_layers
+from unionfs.insight.rules import RULES, Severity
+from unionfs.insight.shipped import archive_branches, read_archive_layer
+from unionfs.insight.where import Where, of_directories
+
+#: Rules that need another rule's fault, a link, or only show in archives or directories.
+IN_ARCHIVES_ONLY = {
+    *("opaque-without-parents", "implied-directory", "parent-is-file", "hardlink-to-lower"),
+    *("duplicate-entry", "name-over-255"),
+}
+ALSO = {
+    "mixed-dialects": {"device-zero"},
+    "parent-is-link": set(),
+    "entry-below-whiteout": {"whiteout-not-regular"},
+}
+EXAMPLES = [rule for rule in RULES.values() if rule.example]
+
+
+def lint_archives(text: str) -> list[Finding]:
+    return lint_image(image_of(parse(text).tars()))
+
+
+def lint_image(image: object) -> list[Finding]:
+    from unionfs.archive.image import SourceImage
+
+    assert isinstance(image, SourceImage)
+    named = archive_branches(image)
+    return lint_layers(
+        read_archive_layer(branch, layer.open())
+        for branch, layer in zip(reversed(named), image.layers, strict=True)
+    )
+
+
+def rules_of(findings: list[Finding]) -> set[str]:
+    return {finding.rule.id for finding in findings}
+
+
+@pytest.mark.parametrize("rule", EXAMPLES, ids=lambda rule: rule.id)
+def test_example_breaks_its_rule_and_no_other(rule: object) -> None:
+    from unionfs.insight.rules import Rule
+
+    assert isinstance(rule, Rule)
+    assert rules_of(lint_archives(rule.example)) == {rule.id} | ALSO.get(rule.id, set())
+
+
+@pytest.mark.parametrize("name", [rule.id for rule in EXAMPLES if rule.id not in IN_ARCHIVES_ONLY])
+@pytest.mark.usefixtures("as_root")
+def test_example_as_directories(name: str, layers: MakeLayers) -> None:
+    found = rules_of(lint(layers(RULES[name].example)))
+    if name == "parent-is-link":  # a directory tree cannot tell a sloppy path from intent
+        assert found == set()
+        return
+    assert found == {name} | ALSO.get(name, set())
+
+
+def test_overlay_attribute_is_found(tmp_path: Path) -> None:
+    where = of_directories(lay_out_all(parse("d/ d/x").layers, tmp_path))
+    os.setxattr(tmp_path / "layer1" / "d", "user.overlay.opaque", b"y")
+    found = lint(where)
+    assert [(item.rule.id, item.path) for item in found] == [("overlay-xattr", b"d")]
+
+
+#: Rows of the merge table on which every implementation agrees, and what is still worth a word.
+HARMLESS = {
+    23: {"dangling-whiteout"},
+    25: {"dangling-whiteout"},
+    27: {"dangling-whiteout"},
+    36: {"dangling-whiteout"},
+    47: {"aufs-metadata"},
+    48: {"aufs-metadata"},
+    49: {"aufs-metadata"},
+    51: {"aufs-metadata"},
+    52: {"aufs-metadata"},
+    56: {"whiteout-not-empty"},
+    61: {"name-over-242"},
+    63: {"name-over-251"},
+    69: {"duplicate-entry"},
+    57: set(),
+}
+#: Rows on which they differ, by what lint says about them.
+DIFFER = {
+    4: {"implied-directory"},
+    5: {"whiteout-beside-entry"},
+    6: {"whiteout-beside-entry"},
+    7: {"whiteout-beside-entry"},
+    8: {"whiteout-beside-entry"},
+    9: set(),
+    10: {"whiteout-beside-entry"},
+    13: {"parent-is-file"},
+    14: {"file-between-directories"},
+    16: {"file-between-directories"},
+    20: {"parent-is-link"},
+    21: {"parent-is-link"},
+    24: {"whiteout-makes-directory"},
+    31: {"opaque-without-parents"},
+    33: {"opaque-root"},
+    34: {"whiteout-in-opaque"},
+    35: {"whiteout-in-opaque", "whiteout-beside-entry"},
+    40: {"whiteout-beside-entry"},
+    41: {"bare-whiteout"},
+    42: {"bare-whiteout"},
+    43: {"bare-whiteout"},
+    50: {"aufs-metadata"},
+    53: {"whiteout-not-regular"},
+    54: {"entry-below-whiteout", "whiteout-not-regular"},
+    55: {"whiteout-not-regular"},
+    62: {"name-over-251"},
+    65: {"hardlink-to-lower"},
+    71: {"device-zero"},
+    73: {"opaque-root"},
+}
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.id)
+def test_every_row_has_its_findings(row: Row) -> None:
+    expected = DIFFER.get(row.number, HARMLESS.get(row.number, set()))
+    assert rules_of(lint_image(image_of(empty_markers(row).tars()))) == expected
+
+
+def test_stored_image_is_checked_as_it_came(image: MakeImage, run: Run) -> None:
+    image("d/ d/old x ‖ .wh.d d/ d/new .wh.nope")
+    done = run("lint", "demo/app:v1", "--json")
+    assert done.status == 1
+    import json
+
+    document = json.loads(done.out)
+    assert [(item["rule"], item["path"], item["layer"]) for item in document["findings"]] == [
+        ("whiteout-beside-entry", "/.wh.d", 2),
+        ("dangling-whiteout", "/.wh.nope", 2),
+    ]
+    assert document["counts"] == {"error": 1, "warning": 0, "info": 1}
+    assert set(document["findings"][0]["shows"]) == {
+        *("OCI", "AUFS", "kernel overlayfs", "fuse-overlayfs", "containerd", "umoci")
+    }
+    assert run("lint", "demo/app:v1", "--stored").status == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "status"),
+    [
+        ((), 1),
+        (("--fail-on", "error"), 0),
+        (("--fail-on", "never"), 0),
+        (("--ignore", "whiteout-in-opaque"), 0),
+        (("--ignore", "whiteout-in-opaque", "--fail-on", "info"), 0),
+        (("--ignore", "nonsense"), 2),
+        (("--write",), 2),
+    ],
+)
+def test_exit_status(image: MakeImage, run: Run, options: tuple[str, ...], status: int) -> None:
+    image("d/ d/x ‖ d/ d/.wh..wh..opq d/.wh.x")
+    assert run("lint", "demo/app:v1", *options).status == status
+
+
+def test_odd_names_stay_on_one_line(layers: MakeLayers, run: Run, tmp_path: Path) -> None:
+    layers(r"a\n\xff ‖ a\n\xff .wh.a\n\xff")
+    done = run("lint", "--layer", tmp_path / "layer2", "--layer", tmp_path / "layer1")
+    (line,) = done.out.splitlines()
+    assert line.startswith(
+        r"layer 2: /.wh.a\n\xff: error: whiteout and entry of one name in one layer"
+    )
+    assert line.endswith(" [whiteout-beside-entry]: beside file")
+
+
+# -- a real image with faults ------------------------------------------------------
+
+
+FAULTS = (
+    Member(b"usr/", "dir"),
+    Member(b"usr/share/", "dir"),
+    Member(b"usr/share/common-licenses/", "dir"),
+    Member(b"usr/share/common-licenses/.wh..wh..opq"),
+    Member(b"usr/share/common-licenses/.wh.GPL-3"),
+    Member(b"etc/", "dir"),
+    Member(b"etc/.wh.motd"),
+    Member(b"etc/motd", data=b"new"),
+    Member(b"etc/.wh.passwd-", "symlink", target=b"x"),
+    Member(b"etc/.wh.no-such-file"),
+    Member(b"etc/Hostname"),
+    Member(b"etc/hostname"),
+    Member(b"etc/.wh.issue", data=b"text"),
+    Member(b"etc/null", "char"),
+    Member(b".wh..wh.plnk/", "dir"),
+    Member(b"bin/hello"),
+    Member(b"tmp/x"),
+    Member(b"var/no/.wh.such"),
+    Member(b"opt/", "dir"),
+    Member(b"opt/" + b"n" * 252),
+    Member(b"srv/", "dir"),
+    Member(b"srv/l", "hardlink", target=b"etc/debian_version"),
+)
+EXPECTED = {
+    ("whiteout-in-opaque", b"usr/share/common-licenses/.wh.GPL-3"),
+    ("whiteout-beside-entry", b"etc/.wh.motd"),
+    ("whiteout-not-regular", b"etc/.wh.passwd-"),
+    ("dangling-whiteout", b"etc/.wh.no-such-file"),
+    ("case-collision", b"etc/hostname"),
+    ("whiteout-not-empty", b"etc/.wh.issue"),
+    ("device-zero", b"etc/null"),
+    ("mixed-dialects", b"etc/null"),
+    ("aufs-metadata", b".wh..wh.plnk"),
+    ("parent-is-link", b"bin"),
+    ("implied-directory", b"tmp"),
+    ("whiteout-makes-directory", b"var/no/.wh.such"),
+    ("name-over-251", b"opt/" + b"n" * 252),
+    ("hardlink-to-lower", b"srv/l"),
+}
+
+
+def test_seeded_faults_are_found_and_nothing_else() -> None:
+    base = layer_tar(
+        [
+            *(
+                Member(name, "dir")
+                for name in (b"etc/", b"usr/", b"usr/bin/", b"usr/share/", b"var/")
+            ),
+            Member(b"usr/share/common-licenses/", "dir"),
+            *(
+                Member(b"usr/share/common-licenses/" + name.encode(), data=b"text")
+                for name in os.listdir("/usr/share/common-licenses")
+            ),
+            *(
+                Member(b"etc/" + name, data=b"text")
+                for name in (b"motd", b"passwd-", b"issue", b"debian_version", b"passwd")
+            ),
+            Member(b"bin", "symlink", target=b"usr/bin"),
+            Member(b"tmp/", "dir", mode=0o1777),
+        ]
+    )
+    assert lint_image(image_of([base])) == []
+    found = lint_image(image_of([base, layer_tar(FAULTS)]))
+    assert {(item.rule.id, item.path) for item in found} == EXPECTED
+    assert len(found) == len(EXPECTED)
+
+
+# -- repairs -----------------------------------------------------------------------
+
+
+def tree_of(where: Where) -> set[tuple[bytes, int]]:
+    with Stack.open([named.path for named in where.branches]) as stack:
+        return {(path, view.listing[name].fmt) for path, view, name in stack.walk()}
+
+
+FAULTY = (
+    "d/ d/x d/y e/ e/old f g/ g/o m/ m/x ‖ m"
+    " ‖ e/ e/new .wh.e d/ d/.wh..wh..opq d/.wh.x d/z f .wh.f .wh.g>q .wh. .wh.nope#text"
+    " p/q/.wh.nope .wh..wh.aufs .wh..wh.plnk/ .wh..wh.plnk/1.2 m/ m/y"
+)
+
+
+def test_fix_shows_first_and_keeps_what_shows(layers: MakeLayers, run: Run, tmp_path: Path) -> None:
+    where = layers(FAULTY)
+    options = [word for named in where.branches for word in ("--layer", os.fsdecode(named.path))]
+    before = tree_of(where)
+    listing = sorted(str(path) for path in tmp_path.rglob("*"))
+    dry = run("lint", *options, "--fix")
+    assert dry.status == 1
+    assert "would: layer 3: mark as opaque /e (whiteout-beside-entry)" in dry.out
+    assert sorted(str(path) for path in tmp_path.rglob("*")) == listing
+    done = run("lint", *options, "--fix", "--write")
+    assert "done: layer 3: remove /.wh.f (whiteout-beside-entry)" in done.out
+    assert lint(where) == []
+    # The directories that only a whiteout implied are the one difference, and the aim.
+    assert tree_of(where) == before - {(b"p", stat.S_IFDIR), (b"p/q", stat.S_IFDIR)}
+
+
+def test_fix_of_a_rw_branch_over_an_image(image: MakeImage, run: Run, tmp_path: Path) -> None:
+    image("a b")
+    rw = tmp_path / "rw"
+    rw.mkdir()
+    (rw / ".wh.a").mkdir()
+    (rw / ".wh.none").touch()
+    assert run("lint", "demo/app:v1", "--rw", rw, "--fix").status == 1
+    assert run("lint", "demo/app:v1", "--rw", rw, "--fix", "--write").status == 1
+    assert run("lint", "demo/app:v1", "--rw", rw, "--fail-on", "info").status == 0
+    assert stat.S_ISREG((rw / ".wh.a").stat().st_mode)
+    assert not (rw / ".wh.none").exists()
+
+
+def test_images_are_never_fixed(image: MakeImage, run: Run) -> None:
+    image("a ‖ .wh.none")
+    done = run("lint", "demo/app:v1", "--fix")
+    assert done.status == 2
+    assert "rw branch" in done.err
+
+
+def test_fix_refuses_a_branch_in_use(layers: MakeLayers, run: Run, tmp_path: Path) -> None:
+    import fcntl
+
+    layers("a ‖ .wh.none")
+    fd = os.open(tmp_path / "layer2", os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        options = ("--layer", tmp_path / "layer2", "--layer", tmp_path / "layer1")
+        done = run("lint", *options, "--fix", "--write")
+    finally:
+        os.close(fd)
+    assert done.status == 1
+    assert "in use" in done.err
+    assert (tmp_path / "layer2" / ".wh.none").exists()
+
+
+def test_archive_is_checked_without_import(tmp_path: Path, run: Run, store_root: Path) -> None:
+    archive = tmp_path / "root.tar"
+    archive.write_bytes(layer_tar(parse("a a>k").layers[0]))
+    done = run("lint", archive)
+    assert done.status == 1
+    assert "[duplicate-entry]" in done.out
+    assert not store_root.exists()
+
+
+# -- texts -------------------------------------------------------------------------
+
+
+def test_rules_are_complete() -> None:
+    for rule in RULES.values():
+        assert re.fullmatch(r"[a-z0-9-]+", rule.id)
+        assert all(rule.shows.values())
+        assert rule.fix
+        assert isinstance(rule.severity, Severity)
+
+
+def test_rules_are_listed(run: Run) -> None:
+    out = run("lint", "--rules").out
+    for name in RULES:
+        assert f"\n{name} (" in "\n" + out
+    assert len(run("lint", "--rules", "--json").json()) == len(RULES)

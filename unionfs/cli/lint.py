@@ -1,0 +1,182 @@
+"""`unionfs lint`: what implementations disagree about in layers, and its repair.
+
+JSON: `findings` (`rule`, `severity`, `title`, `layer`, `rw`, `branch`, `path`, `detail`, `shows`,
+`fix`, `fixable`), `counts` (by severity), and with `--fix` `actions` (texts) and `done`.
+
+Exit status: 0 nothing at or above --fail-on; 1 something.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from unionfs.cli import output
+from unionfs.cli.group import root_option, verbose_option
+from unionfs.cli.where import WHERE, Options, locate, split_words, where_options
+from unionfs.errors import NotFoundError, UsageError, show
+
+if TYPE_CHECKING:
+    from unionfs.insight.lint import Finding
+
+__all__ = ["command"]
+
+_LEVELS: Final = ("error", "warning", "info")
+
+
+@click.command("lint")
+@click.argument("words", metavar="[WHERE]", nargs=-1, type=WHERE)
+@where_options
+@click.option(
+    "--fail-on",
+    type=click.Choice((*_LEVELS, "never")),
+    default="warning",
+    show_default=True,
+    help="The lowest severity that makes the exit status 1.",
+)
+@click.option("--ignore", multiple=True, metavar="RULE", help="Leave out a rule; repeatable.")
+@click.option("--stored", is_flag=True, help="Check the store's normal form, not the archives.")
+@click.option("--explain", "explained", is_flag=True, help="Explain every rule that was broken.")
+@click.option("--rules", "list_rules", is_flag=True, help="Explain all rules and stop.")
+@click.option("--fix", is_flag=True, help="Show how to repair a rw branch or plain directories.")
+@click.option("--write", is_flag=True, help="With --fix: do it.")
+@output.json_option
+@root_option
+@verbose_option
+def command(
+    *,
+    words: tuple[str, ...],
+    layers: tuple[str, ...],
+    rw: str | None,
+    dialect: str,
+    fail_on: str,
+    ignore: tuple[str, ...],
+    stored: bool,
+    explained: bool,
+    list_rules: bool,
+    fix: bool,
+    write: bool,
+    as_json: bool,
+) -> int:
+    """Find what implementations disagree about, and repair it.
+
+    WHERE may also be an archive or OCI layout, as for `unionfs import`. Layers of the store are
+    checked as their archives came in.
+    """
+    from unionfs.insight.lint import worst  # noqa: PLC0415  # help stays fast
+    from unionfs.insight.rules import RULES  # noqa: PLC0415  # help stays fast
+
+    for rule in ignore:
+        if rule not in RULES:
+            raise UsageError(f"--ignore {show(rule)}: no such rule; --rules lists them")
+    if write and not fix:
+        raise UsageError("--write is for --fix")
+    if list_rules:
+        _explain(list(RULES), as_json=as_json)
+        return 0
+    options = Options(layers, rw, dialect)
+    word, _ = split_words(words, options, 0, "")
+    found, where = _findings(word, options, stored=stored)
+    found = [item for item in found if item.rule.id not in ignore]
+    document: dict[str, Any] = {}
+    if fix:
+        from unionfs.insight.fix import apply, plan  # noqa: PLC0415  # help stays fast
+
+        if where is None or all(named.entry is not None for named in where.branches):
+            raise UsageError("--fix is for a rw branch (--rw) or plain directories (--layer)")
+        actions = plan(found)
+        if write:
+            apply(where, actions)
+        document = {"actions": [str(action) for action in actions], "done": write}
+    if as_json:
+        counts = {level: sum(_level(item) == level for item in found) for level in _LEVELS}
+        output.write_json(
+            {"findings": [item.document() for item in found], "counts": counts, **document}
+        )
+    else:
+        for item in found:
+            output.result(_line(item))
+        for action in document.get("actions", ()):
+            output.result(f"{'done' if write else 'would'}: {action}")
+        if explained:
+            _explain(list(dict.fromkeys(item.rule.id for item in found)), as_json=False)
+    worst_found = worst(found)
+    if fail_on == "never" or worst_found is None:
+        return 0
+    return int(_LEVELS.index(worst_found.name.lower()) <= _LEVELS.index(fail_on))
+
+
+def _level(item: Finding) -> str:
+    return item.rule.severity.name.lower()
+
+
+def _findings(word: str | None, options: Options, *, stored: bool) -> tuple[list[Finding], Any]:
+    """Return the findings, and the branches if they are some that lie on this machine."""
+    from unionfs.insight.lint import lint  # noqa: PLC0415  # help stays fast
+
+    if word is not None and options.rw is None:
+        found = _archive_findings(word)
+        if found is not None:
+            return found, None
+    where = locate(word, options)
+    return lint(where, as_stored=stored), where
+
+
+def _archive_findings(word: str) -> list[Finding] | None:
+    """Check an image in an archive or layout; None if the word means none."""
+    from unionfs.archive.source import open_source, split_spec  # noqa: PLC0415  # help stays fast
+    from unionfs.insight.lint import lint_layers  # noqa: PLC0415  # help stays fast
+    from unionfs.insight.shipped import archive_branches, read_archive_layer  # noqa: PLC0415  # help stays fast
+
+    transport, path, _ = split_spec(os.fsencode(word))
+    is_layout = os.path.isfile(os.path.join(path, b"oci-layout"))
+    if transport is None and not os.path.isfile(path) and not is_layout:
+        return None
+    with open_source(word) as source:
+        if len(source.images) != 1:
+            raise NotFoundError(
+                f"{show(word)} holds {len(source.images)} images; name one, as for import"
+            )
+        image = source.images[0]
+        named = archive_branches(image)
+        with contextlib.ExitStack() as stack:
+            return lint_layers(
+                read_archive_layer(branch, stack.enter_context(layer.open()))
+                for branch, layer in zip(reversed(named), image.layers, strict=True)
+            )
+
+
+def _line(item: Finding) -> str:
+    path = show(b"/" + item.path)
+    detail = f": {item.detail}" if item.detail else ""
+    return (
+        f"{item.branch.title}: {path}: {_level(item)}: {item.rule.title} [{item.rule.id}]{detail}"
+    )
+
+
+def _explain(rules: list[str], *, as_json: bool) -> None:
+    from unionfs.insight.lint import explanation  # noqa: PLC0415  # help stays fast
+    from unionfs.insight.rules import RULES  # noqa: PLC0415  # help stays fast
+
+    if as_json:
+        output.write_json(
+            [
+                {
+                    "rule": name,
+                    "severity": RULES[name].severity.name.lower(),
+                    "title": RULES[name].title,
+                    "why": RULES[name].why,
+                    "shows": RULES[name].shows,
+                    "fix": RULES[name].fix,
+                    "fixable": RULES[name].fixable,
+                }
+                for name in rules
+            ]
+        )
+        return
+    for name in rules:
+        for line in explanation(RULES[name]):
+            output.result(line)
