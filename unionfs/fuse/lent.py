@@ -16,6 +16,7 @@ import trio
 from unionfs.fuse.ops import Operations
 from unionfs.fuse.options import MountOptions
 from unionfs.fuse.session import engine_options
+from unionfs.kernel.leftover import settle_if_needed
 from unionfs.union import Engine
 
 __all__ = ["serve_lent"]
@@ -37,6 +38,7 @@ def serve_lent(
     os.umask(0)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    settle_if_needed(rw)
     with Engine.start(layers, rw, options=engine_options(layers, options)) as engine:
         fd = receive()
         if fd is None:

@@ -33,6 +33,7 @@ from unionfs.fuse.ops import Operations
 from unionfs.fuse.options import MountOptions
 from unionfs.fuse.plan import Plan
 from unionfs.fuse.registry import MountRecord
+from unionfs.kernel.leftover import settle_if_needed
 from unionfs.store.hardlinks import HARDLINKS_NAME, load_hardlinks, scan_hardlinks
 from unionfs.union import Engine, EngineOptions, HardlinkTable
 
@@ -65,6 +66,8 @@ def serve(plan: Plan, on_ready: Callable[[MountRecord], None]) -> None:
             stack.enter_context(_held(path))
         writable = request.rw is not None and not request.options.read_only
         options = request.options.settled(uid=os.geteuid(), writable=writable)
+        if writable:
+            settle_if_needed(request.rw)
         engine = Engine.start(
             request.layers,
             request.rw,

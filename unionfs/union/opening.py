@@ -13,7 +13,7 @@ import os
 import stat
 from collections.abc import Sequence
 
-from unionfs.branch import Branch, Writer
+from unionfs.branch import Branch, Writer, place_of
 from unionfs.branch.branch import proc_path
 from unionfs.errors import BusyError, NotFoundError, UnsupportedError, UsageError, show
 from unionfs.union.inodes import ROOT_INO
@@ -53,6 +53,8 @@ def check_paths(lowers: Sequence[bytes], rw: bytes | None) -> None:
                 raise UsageError(f"{show(path)}: given twice as a branch (also {show(first)})")
     if rw is None:
         return
+    if place_of(rw).path != rw:
+        raise BusyError(f"{show(rw)}: kernel overlayfs has the rw branch; unmount it first")
     upper = os.path.realpath(rw) + b"/"
     for path in lowers:
         lower = os.path.realpath(path) + b"/"
