@@ -147,3 +147,27 @@ def test_without_copy_file_range(big: Union, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(os, "copy_file_range", unsupported)
     big.fs.write("d/f1", b"ONE")
     assert big.fs.read("d/f1").decode() == "ONE" + ("1" + BODY)[3:]
+
+
+@pytest.mark.parametrize("volatile", [False, True])
+def test_data_is_on_disk_before_the_name_appears(
+    make_union: UnionMaker,
+    monkeypatch: pytest.MonkeyPatch,
+    volatile: bool,  # noqa: FBT001  # a parameter
+) -> None:
+    union = make_union({"f": "data", "p": "pair", "q": "=p"}, volatile=volatile)
+    events: list[str] = []
+
+    def recorded(name: str, call: Callable[..., object]) -> Callable[..., object]:
+        def record(*args: object, **kwargs: object) -> object:
+            events.append(name)
+            return call(*args, **kwargs)
+
+        return record
+
+    monkeypatch.setattr(os, "fdatasync", recorded("sync", os.fdatasync))
+    monkeypatch.setattr(os, "rename", recorded("appear", os.rename))
+    monkeypatch.setattr(_sys, "renameat2", recorded("appear", _sys.renameat2))
+    union.fs.write("f", b"new")
+    union.fs.write("q", b"new")
+    assert events == (["appear"] * 2 if volatile else ["sync", "appear"] * 2)

@@ -95,6 +95,22 @@ def test_one_name_of_an_open_upper_pair_goes(union: Union) -> None:
     assert union.close() == {"y": "DATA"}
 
 
+@pytest.mark.parametrize("upper", [False, True], ids=["lower", "copied up"])
+def test_a_known_second_name_is_enough(union: Union, upper: bool) -> None:  # noqa: FBT001  # a parameter
+    engine = union.engine
+    if upper:
+        union.fs.write("p", b"PAIR")
+    with union.fs.at("p") as ino, union.fs.at("q") as same:
+        assert ino == same
+        engine.unlink(engine.root, b"p")
+        assert engine.getattr(ino).nlink == 1
+        fh = engine.open(ino, os.O_RDONLY)
+        assert engine.read(fh, 0, 10).lower() == b"pair"
+        engine.release(fh)
+        engine.setattr(ino, SetAttr(mode=0o600))
+        assert stat.S_IMODE(union.fs.attr("q").mode) == 0o600
+
+
 def test_handles_outlive_a_rename_of_their_directory(union: Union) -> None:
     fh = union.fs.open("d/a", os.O_RDWR)
     gone = union.fs.open("d/b")

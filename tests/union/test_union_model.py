@@ -292,15 +292,16 @@ class UnionMachine(RuleBasedStateMachine):
 
     @on_paths(path=paths, mode=st.sampled_from([0o600, 0o755, 0o4711, 0o400, 0o2755]))
     def chmod(self, path: str, mode: int) -> None:
-        if not (self.plain / path).is_symlink():
+        if not (self.plain / path).is_symlink() and not self._is_linked_special(path):
             self._both(lambda: self.fs.chmod(path, mode), lambda: os.chmod(self.plain / path, mode))
 
     @on_paths(path=paths, uid=st.sampled_from([0, 7, 1000]), gid=st.sampled_from([0, 8]))
     def chown(self, path: str, uid: int, gid: int) -> None:
-        self._both(
-            lambda: self.fs.setattr(path, uid=uid, gid=gid),
-            lambda: os.chown(self.plain / path, uid, gid, follow_symlinks=False),
-        )
+        if not self._is_linked_special(path):
+            self._both(
+                lambda: self.fs.setattr(path, uid=uid, gid=gid),
+                lambda: os.chown(self.plain / path, uid, gid, follow_symlinks=False),
+            )
 
     @on_paths(path=paths, size=st.sampled_from([0, 3, 9000]))
     def truncate(self, path: str, size: int) -> None:
@@ -309,6 +310,12 @@ class UnionMachine(RuleBasedStateMachine):
                 lambda: self.fs.setattr(path, size=size),
                 lambda: os.truncate(self.plain / path, size),
             )
+
+    def _is_linked_special(self, path: str) -> bool:
+        """Without root a link or fifo with several names keeps owner and setuid bits (EPERM)."""
+        if self.native or stat.S_IFMT(self._type(path)) not in (stat.S_IFLNK, stat.S_IFIFO):
+            return False
+        return (self.plain / path).lstat().st_nlink > 1
 
     def _type(self, path: str) -> int:
         try:

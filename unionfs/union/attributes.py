@@ -92,7 +92,10 @@ class Attributes:
         self._acl_follows_mode(fd, name, mode)
 
     def _replace_special(self, node: Node, wanted: Status) -> None:
-        """Put a placeholder in the place of a real link, fifo or socket that cannot hold this."""
+        """Put a placeholder in the place of a real link, fifo or socket that cannot hold this.
+
+        EPERM when it has several names: they could not all be replaced at once.
+        """
         branch, fd, name = self._tree.place(node)
         if node.nlink != 1 or node.gone:
             raise error(errno.EPERM)
