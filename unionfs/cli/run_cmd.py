@@ -38,16 +38,22 @@ class ImageFirst(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Move IMAGE behind the options that follow it, then parse as usual."""
-        options, rest, _ = self.make_parser(ctx).parse_args(list(args))
-        before = args[: len(args) - len(rest)]
-        if rest and not options.get("layers") and before[-1:] != ["--"]:
-            image, after = rest[0], rest[1:]
-            _, words, _ = self.make_parser(ctx).parse_args(list(after))
+        words, layers = self._words(ctx, args)
+        before = args[: len(args) - len(words)]
+        if words and not layers and before[-1:] != ["--"]:
+            image, after = words[0], words[1:]
+            words, _ = self._words(ctx, after)
             between = after[: len(after) - len(words)]
             if between[-1:] == ["--"]:
                 del between[-1]
             args = [*before, *between, "--", image, *words]
         return super().parse_args(ctx, args)
+
+    def _words(self, ctx: click.Context, args: list[str]) -> tuple[list[str], bool]:
+        """Return what is no option of ours, and whether there are `--layer` options."""
+        options, _, _ = self.make_parser(ctx).parse_args(list(args))
+        words = options.get("words")  # click has a mark of its own for "none given"
+        return list(words) if isinstance(words, list | tuple) else [], "layers" in options
 
 
 def run_options(function: _F) -> _F:

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final
 
 from unionfs import _sys
@@ -20,6 +19,7 @@ from unionfs.kernel.mounted import KernelRequest
 from unionfs.kernel.overlay_union import OverlayMount, overlay_kind, prepare_overlay
 from unionfs.run import messages
 from unionfs.run.messages import Kind
+from unionfs.run.unions import Report
 
 __all__ = ["KernelUnion"]
 
@@ -42,7 +42,7 @@ class KernelUnion:
         self._alive = -1
         self.losses: tuple[str, ...] = ()
 
-    def start(self, report_fd: int, mask: Sequence[int]) -> None:
+    def start(self, report: Report) -> None:
         """Prepare the union, try it, and fork the keeper; UnsupportedError when it cannot be."""
         self._mount = prepare_overlay(self._request, overlay_kind())
         self.losses = self._mount.losses
@@ -58,15 +58,13 @@ class KernelUnion:
             return
         try:
             os.close(self._alive)
-            os.setsid()
-            os.chdir("/")
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            report.detach()
             os.read(watched, 1)  # returns when the supervisor closes it, or is gone
             self._finish_mount()
         except (UnionfsError, OSError) as exc:
-            messages.send(report_fd, Kind.DAEMON_FAILED, f"cannot tidy up: {exc}", 1)
+            messages.send(report.fd, Kind.DAEMON_FAILED, f"cannot tidy up: {exc}", 1)
         except BaseException as exc:  # noqa: BLE001  # must not return into the supervisor's code
-            messages.send(report_fd, Kind.DAEMON_FAILED, f"internal error: {exc!r}", 1)
+            messages.send(report.fd, Kind.DAEMON_FAILED, f"internal error: {exc!r}", 1)
         finally:
             self._cleanup()
             os._exit(0)

@@ -16,7 +16,7 @@ from typing import Final
 from unionfs import _sys
 from unionfs.errors import NotFoundError, UnionfsError, UnsupportedError, UsageError, show
 from unionfs.run import scratch
-from unionfs.run.unions import FuseUnion, Union
+from unionfs.run.unions import FuseUnion, Report, Union
 
 __all__ = ["BACKENDS", "prepare"]
 
@@ -89,12 +89,12 @@ class _Chosen:
     def backend(self) -> str:
         return self._union.backend if self._union else self._wanted
 
-    def start(self, report_fd: int, mask: Sequence[int]) -> None:
+    def start(self, report: Report) -> None:
         if self._ephemeral:
             self._rw = self._place().rw
         if self._wanted != "fuse":
             try:
-                self._start_kernel(report_fd, mask)
+                self._start_kernel(report)
             except UnsupportedError as exc:
                 if self._wanted != "auto":
                     raise
@@ -102,14 +102,14 @@ class _Chosen:
             else:
                 return
         self._union = FuseUnion(self._layers, self._rw, self._remove_scratch)
-        self._union.start(report_fd, mask)
+        self._union.start(report)
 
     def _place(self) -> scratch.Scratch:
         if self._scratch is None:
             self._scratch = scratch.make(self._store)
         return self._scratch
 
-    def _start_kernel(self, report_fd: int, mask: Sequence[int]) -> None:
+    def _start_kernel(self, report: Report) -> None:
         from unionfs.kernel.mounted import KernelRequest, Layer  # noqa: PLC0415  # not for FUSE
         from unionfs.run.kernel_union import KernelUnion  # noqa: PLC0415  # see above
 
@@ -130,7 +130,7 @@ class _Chosen:
             root_mode=_LEGACY_ROOT_MODE,
         )
         union = KernelUnion(request, self._remove_scratch)
-        union.start(report_fd, mask)
+        union.start(report)
         self._union = union
         for loss in union.losses:
             _log.info("overlay: %s", loss)

@@ -22,7 +22,7 @@ from unionfs.errors import UnionfsError
 from unionfs.run import init, messages, namespaces
 from unionfs.run.config import RunConfig
 from unionfs.run.messages import Kind, Message
-from unionfs.run.unions import Union
+from unionfs.run.unions import Report, Union
 
 __all__ = ["RunError", "RunRequest", "run"]
 
@@ -82,6 +82,9 @@ def run(request: RunRequest, note: Callable[[str], None] = lambda _: None) -> in
         return _Run(request, note, mask).run()
     finally:
         request.union.finish()
+        # What came too late for the command must not end the caller instead.
+        while signal.sigtimedwait(_PASSED | _OURS, 0) is not None:
+            pass
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
@@ -149,12 +152,14 @@ class _Run:
         single = False
         if not host_root:
             mapping = namespaces.enter()
+            # Rights over mounts are rights over a mount namespace of this user namespace.
+            _sys.unshare(_sys.CLONE_NEWNS)
             single = mapping.single
             if single:
                 _log.info("only one user and group inside: %s", mapping.note)
         union = self._request.union
         try:
-            union.start(self._writing, sorted(self._mask))
+            union.start(Report(self._writing, self._reading, self._mask))
             _sys.unshare(_sys.CLONE_NEWPID)
             self._make_init(single=single, host_root=host_root)
             union.started()

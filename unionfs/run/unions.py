@@ -13,15 +13,37 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
+import attrs
+
 from unionfs.errors import UnionfsError, UnsupportedError
 from unionfs.fuse.device import mount_device
 from unionfs.fuse.options import MountOptions
 from unionfs.run import messages
 from unionfs.run.messages import Kind
 
-__all__ = ["FuseUnion", "Union"]
+__all__ = ["FuseUnion", "Report", "Union"]
 
 _MESSAGE: Final = b"f"
+
+
+@attrs.frozen
+class Report:
+    """The pipe to the supervisor: `fd` to write, `reading` to be closed; `mask` of signals."""
+
+    fd: int
+    reading: int
+    mask: frozenset[int]
+
+    def detach(self) -> None:
+        """Leave the caller's session, directory and standard input and output (in a child)."""
+        os.close(self.reading)
+        os.setsid()
+        os.chdir("/")
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        for number in range(2):
+            os.dup2(null, number)
+        os.close(null)
+        signal.pthread_sigmask(signal.SIG_SETMASK, self.mask)
 
 
 class Union(Protocol):
@@ -35,7 +57,7 @@ class Union(Protocol):
     def backend(self) -> str:
         """Return what makes the union."""
 
-    def start(self, report_fd: int, mask: Sequence[int]) -> None:
+    def start(self, report: Report) -> None:
         """Do what must be done before process 1 exists (in the supervisor)."""
 
     def mount(self, target: bytes) -> None:
@@ -67,22 +89,22 @@ class FuseUnion:
         self._options = MountOptions(allow_other=True, default_permissions=True, nosuid=False)
         self._ours, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
-    def start(self, report_fd: int, mask: Sequence[int]) -> None:
+    def start(self, report: Report) -> None:
         """Fork the daemon."""
         self.pid = os.fork()
         if self.pid:
             self._theirs.close()
             return
         try:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            report.detach()
             self._be_daemon()
         except UnionfsError as exc:
-            messages.send(report_fd, Kind.DAEMON_FAILED, str(exc), exc.exit_status)
+            messages.send(report.fd, Kind.DAEMON_FAILED, str(exc), exc.exit_status)
         except OSError as exc:
             name = f"{os.fsdecode(exc.filename)}: " if isinstance(exc.filename, bytes) else ""
-            messages.send(report_fd, Kind.DAEMON_FAILED, f"{name}{exc.strerror}", 1)
+            messages.send(report.fd, Kind.DAEMON_FAILED, f"{name}{exc.strerror}", 1)
         except BaseException as exc:  # noqa: BLE001  # must not return into the supervisor's code
-            messages.send(report_fd, Kind.DAEMON_FAILED, f"internal error: {exc!r}", 1)
+            messages.send(report.fd, Kind.DAEMON_FAILED, f"internal error: {exc!r}", 1)
         finally:
             self._cleanup()
             os._exit(0)
@@ -90,11 +112,6 @@ class FuseUnion:
     def _be_daemon(self) -> None:
         from unionfs.fuse.lent import serve_lent  # noqa: PLC0415  # pyfuse3, in this process only
 
-        os.setsid()
-        os.chdir("/")
-        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        for number in range(2):
-            os.dup2(null, number)
         self._ours.close()
         options = self._options.settled(uid=os.geteuid(), writable=self._rw is not None)
         serve_lent(self._layers, self._rw, options, self._receive)
