@@ -186,7 +186,8 @@ class Writer:
         gid = st.gid if gid == -1 else gid
         if max(uid, gid) > MAX_ID:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), name)
-        if not self.native and (uid, gid) == (st.uid, st.gid):
+        plain = st.fmt == stat.S_IFDIR or not st.mode & _SETUID_BITS
+        if not self.native and plain and (uid, gid) == (st.uid, st.gid):
             return
         # A real chown(2) clears these for everybody on executables; overrides must as well.
         mode = st.mode
