@@ -51,7 +51,7 @@ def test_every_reading_command_has_json(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("alias", "name"),
-    [("verify", "fsck"), ("unmount", "umount"), ("diff", "changes"), ("delete", "rmi")],
+    [("verify", "fsck"), ("unmount", "umount"), ("delete", "rmi")],
 )
 def test_aliases_of_other_tools(alias: str, name: str) -> None:
     assert _command(alias) is _command(name)

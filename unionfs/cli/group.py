@@ -38,8 +38,11 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "run": ("run_cmd", "Run a command with an image as its root."),
     "shell": ("shell_cmd", "Start a shell with an image as its root."),
     "explain": ("explain", "Say why a path is visible, hidden or not there."),
+    "history-of": ("history_of", "Show what each layer did to a path, base first."),
     "whiteouts": ("whiteouts", "List what deletions hide and what an image wastes."),
     "lint": ("lint", "Find what implementations disagree about, and repair it."),
+    "diff": ("diff", "Show what differs between two images or mounts, and why."),
+    "convert": ("convert", "Turn a layer directory from one whiteout dialect into another."),
     "changes": ("changes", "Show what a rw branch changed, as `docker diff` does."),
     "commit": ("commit", "Make an image of a rw branch."),
     "export": ("export", "Write an image as an archive or OCI layout."),
@@ -47,7 +50,7 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "completion": ("completion", "Print the shell code that completes unionfs commands."),
 }
 #: What users of other tools type.
-_ALIASES: Final = {"verify": "fsck", "unmount": "umount", "diff": "changes", "delete": "rmi"}
+_ALIASES: Final = {"verify": "fsck", "unmount": "umount", "delete": "rmi"}
 
 
 class State:

@@ -126,7 +126,7 @@ def _lstat(fd: int, name: bytes) -> os.stat_result | None:
 def _status(branch: Branch, fd: int, name: bytes) -> Status | None:
     """Return the entry of a name; markers are none."""
     found = _lstat(fd, name)
-    if found is None or (branch.dialect is Dialect.AUFS and whiteout.is_reserved(name)):
+    if found is None or whiteout.is_reserved(name):
         return None
     if branch.dialect is not Dialect.AUFS and _is_zero_device(found):
         return None

@@ -140,6 +140,9 @@ class Shipped:
             self.housekeeping.append(item)
 
     def _sort_overlay(self, item: Item) -> None:
+        if any(whiteout.is_reserved(part) for part in item.path.split(b"/")):
+            self.housekeeping.append(item)  # overlayfs makes them, the union never shows them
+            return
         if item.is_zero_device:
             self.whiteouts[item.path] = item
             return
