@@ -41,7 +41,8 @@ def _row(mount: LiveMount) -> tuple[str, ...]:
     record = mount.record
     if record is None:
         return (show(mount.target), "?", "?", "?", "?", mount.state.value)
-    source = record.image_name or f"{len(record.layers)} directories"
+    count = len(record.layers)
+    source = record.image_name or (f"{count} directories" if count > 1 else "1 directory")
     branch = "read-only"
     if record.ephemeral:
         branch = "ephemeral"

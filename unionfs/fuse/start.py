@@ -59,13 +59,13 @@ def run_foreground(request: MountRequest, on_ready: Callable[[MountRecord], None
         _tell(request.ready_fd, b"s")
         on_ready(record)
 
-    with _prepared(request) as (settled, runtime, stem):
-        configure_logging()
-        try:
+    try:
+        with _prepared(request) as (settled, runtime, stem):
+            configure_logging()
             serve(Plan(settled, stem, runtime, None), ready)
-        except BaseException:
-            _tell(request.ready_fd, b"f")
-            raise
+    except BaseException:
+        _tell(request.ready_fd, b"f")
+        raise
 
 
 def _tell(fd: int | None, word: bytes) -> None:
