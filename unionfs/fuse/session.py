@@ -135,6 +135,7 @@ class _Session:
         self.target = plan.request.target
         self.options = options
         self.on_ready = on_ready
+        self.engine = engine
         ids = options.id_maps(uid=os.geteuid(), gid=os.getegid())
         self.operations = Operations(engine, options, ids, self._ready)
         self.record: MountRecord | None = None
@@ -223,13 +224,20 @@ class _Session:
             await trio.to_thread.run_sync(device.unmount, self.target)
             await trio.sleep(_GRACE)
         except BusyError:
-            await trio.to_thread.run_sync(self._detach)
+            await trio.to_thread.run_sync(self._detach, self.engine.open_paths())
         except UnionfsError:
             _log.exception("cannot unmount %s", show(self.target))
         pyfuse3.terminate()
 
-    def _detach(self) -> None:
-        """Bring out what programs have written, then take the name away from them."""
+    def _detach(self, open_paths: list[bytes]) -> None:
+        """Bring out what programs have written, then take the name away from them.
+
+        syncfs(2) starts writing what they changed through mappings, but does not wait for a
+        FUSE server; fsync(2) on each file does.
+        """
+        for path in open_paths:
+            with contextlib.suppress(OSError):
+                self._fsync(os.path.join(self.target, path))
         with contextlib.suppress(OSError):
             fd = os.open(self.target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
@@ -238,6 +246,15 @@ class _Session:
                 os.close(fd)
         with contextlib.suppress(UnionfsError):
             device.unmount(self.target, lazy=True)
+
+    @staticmethod
+    def _fsync(path: bytes) -> None:
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        fd = os.open(path, flags)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
 
 
 def configure_logging() -> None:

@@ -338,6 +338,14 @@ class Engine:
 
     # -- copy-up in steps ------------------------------------------------------------
 
+    def open_paths(self) -> list[bytes]:
+        """Return the path of every file somebody has open, one name each."""
+        return [
+            b"/".join(filter(None, (self._tree.path(node.parent), node.name)))
+            for node in self._tree.inodes.by_ino.values()
+            if node.fd >= 0 and not node.gone and node.parent is not None
+        ]
+
     def copy_up_size(self, ino: int) -> int:
         """Return how many bytes a copy-up of this node would copy; 0 when none is due."""
         node = self._tree.inodes.by_ino.get(ino)
