@@ -221,3 +221,10 @@ def test_incomplete_overlay_branch_is_refused(tmp_path: Path) -> None:
     os.setxattr(rw + b"/d", "trusted.overlay.redirect", b"/e")
     with pytest.raises(UnsupportedError, match="redirect"):
         changes([], rw)
+
+
+def test_directory_beside_its_own_whiteout_replaces(tmp_path: Path) -> None:
+    """As an archive unpacked without thought leaves it: the entry wins, and is opaque."""
+    layer = make_tree(tmp_path / "layer", "d/x d/s/z")
+    rw = make_tree(tmp_path / "rw", ".wh.d d/ d/s/ d/new")
+    assert lines(changes([layer], rw)) == ["A /d/new", "D /d/s/z", "D /d/x"]

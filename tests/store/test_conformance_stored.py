@@ -62,6 +62,10 @@ def check_normal_form(layers: list[bytes]) -> None:
                 os.close(fd)
                 assert not scan.whiteouts & scan.entries.keys()
                 assert not (closed or scan.opaque) or not scan.whiteouts
+                with Stack.open(below or [layer]) as lower:
+                    hides = below and path and lower.find(path) is not None
+                    if hides and lower.view(path) is None:
+                        assert scan.opaque, "a directory over something else is opaque"
                 for name in scan.whiteouts:
                     with Stack.open(below) as lower:
                         assert lower.find(path + b"/" + name if path else name) is not None

@@ -278,6 +278,12 @@ def test_impossible_member_is_refused(name: str, graph: Graph, root: Path) -> No
     assert outside(root, root / "none") == before
 
 
+@pytest.mark.parametrize("name", ["HardlinkToItself", "HardlinkToItselfExisting"])
+def test_link_to_itself_is_told_as_that(name: str, graph: Graph) -> None:
+    with pytest.raises(HostileArchiveError, match="that is itself"):
+        import_image(graph, image_of([layer_tar(CASES[name][0])]), transport="test")
+
+
 def test_wrong_diff_id_is_refused(graph: Graph, root: Path) -> None:
     good, other = layer_tar([Member(b"a")]), layer_tar([Member(b"b")])
     import_image(graph, image_of([b""]), transport="test")
