@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from support.rootless import runtime
 from support.runner import Runner
 
 from unionfs.errors import UsageError
@@ -154,7 +157,6 @@ def test_lent_files_go_nowhere_else(inside: Runner, target: str) -> None:
 def test_modules_of_the_image_are_not_loaded_by_process_1(inside: Runner) -> None:
     """A lazy import after the change of root would run the image's code in process 1."""
     import encodings
-    import sys
 
     stem = Path(encodings.__file__).parent.parent
     trap = "import os\nos.write(2, b'TRAPPED')\n"
@@ -165,3 +167,15 @@ def test_modules_of_the_image_are_not_loaded_by_process_1(inside: Runner) -> Non
             (place / f"{name}.py").write_text(trap)
     for words in (("true",), ("not-there",), ("/etc",)):
         assert "TRAPPED" not in inside.run("--user", "al", "--", *words).stderr
+
+
+def test_after_the_change_of_root_nothing_can_be_imported() -> None:
+    script = (
+        "from unionfs.run import init; init._forget_host()\n"
+        "try: import colorsys\n"
+        "except ImportError: print('refused')"
+    )
+    argv = [*runtime().argv, "-c", script]
+    env = {**os.environ, **runtime().env}
+    done = subprocess.run(argv, capture_output=True, text=True, check=True, env=env)
+    assert done.stdout == "refused\n"
