@@ -230,6 +230,12 @@ def test_never_existed_names_the_nearest(layers: MakeLayers) -> None:
     assert answer.nearest == (b"/etc/nsswitch.conf",)
 
 
+def test_nearest_names_may_be_hidden(layers: MakeLayers) -> None:
+    answer = explain(layers("etc/ etc/app.conf ‖ etc/ etc/.wh.app.conf"), b"/etc/app.cnf")
+    assert answer.verdict is Verdict.NEVER
+    assert answer.words == "never existed; nearest: /etc/app.conf (hidden)"
+
+
 def test_link_on_the_way_is_named(layers: MakeLayers) -> None:
     where = layers("usr/ usr/lib/ usr/lib/x lib>usr/lib a/ a/b>../usr")
     assert explain(where, b"/lib/x").see == b"/usr/lib/x"

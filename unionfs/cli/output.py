@@ -52,7 +52,8 @@ def result(text: str | bytes) -> None:
 
 
 def note(text: str) -> None:
-    """Say something to the person, not to the pipe."""
+    """Say something to the person, not to the pipe, after the data printed so far."""
+    sys.stdout.flush()
     print(text, file=sys.stderr, flush=True)  # noqa: T201  # this module is where printing happens
 
 

@@ -97,7 +97,9 @@ def command(
         _print(found, everything=everything)
     for gate in gates:
         if not gate["passed"]:
-            output.note(f"unionfs: {gate['name']}: {gate['value']} against {gate['limit']}")
+            output.note(
+                f"unionfs: --{gate['name']} is {gate['limit']:g}, but it is {gate['value']:g}"
+            )
     return 0 if all(gate["passed"] for gate in gates) else 1
 
 

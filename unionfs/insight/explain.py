@@ -353,7 +353,7 @@ def _never(
     where: Where,
     parts: Sequence[bytes],
 ) -> Explanation:
-    nearest = _nearest(branches, parts)
+    nearest, visible = _nearest(branches, parts)
     words = "never existed"
     if closed is not None:
         cause = _cause(closed[1], where.branches[closed[0]])
@@ -362,30 +362,43 @@ def _never(
         elif closed[1].kind is Barring.WHITEOUT:
             words += f" ({cause} hides nothing of it)"
     if nearest:
-        words += f"; nearest: {', '.join(map(show, nearest))}"
+        texts = [show(name) + ("" if name in visible else " (hidden)") for name in nearest]
+        words += f"; nearest: {', '.join(texts)}"
     advice: tuple[str, ...] = ()
     if found.see is not None:
         advice = (f"the link leads to {show(found.see)}; ask for that path",)
-    return attrs.evolve(found, words=words, nearest=nearest, advice=advice)
+    return attrs.evolve(found, words=words, nearest=tuple(nearest), advice=advice)
 
 
-def _nearest(branches: Sequence[Branch], parts: Sequence[bytes]) -> tuple[bytes, ...]:
-    """Return visible paths with names like the first missing component."""
-    stack = Stack(branches)
-    view = stack.root()
-    for depth, name in enumerate(parts):
-        inner = view.enter(name)
-        if inner is not None:
-            view = inner
+def _nearest(branches: Sequence[Branch], parts: Sequence[bytes]) -> tuple[list[bytes], set[bytes]]:
+    """Return paths with names like the first missing component, and those of them that show.
+
+    Hidden names count: what is misspelt may be deleted besides.
+    """
+    view = Stack(branches).root()
+    depth = 0
+    while depth < len(parts) and (inner := view.enter(parts[depth])) is not None:
+        view, depth = inner, depth + 1
+    if depth == len(parts):
+        return [], set()
+    names = set(view.listing)
+    for branch in branches:
+        try:
+            fd = branch.open_path(b"/".join(parts[:depth]))
+        except OSError:
             continue
-        if len(view.listing) > _MANY:
-            return ()
-        # Latin-1 maps every byte to one character, so any name can be compared and turned back.
-        names = [known.decode("latin-1") for known in view.listing]
-        close = difflib.get_close_matches(name.decode("latin-1"), names, _NEAREST, _CUTOFF)
-        prefix = b"/" + b"".join(part + b"/" for part in parts[:depth])
-        return tuple(prefix + text.encode("latin-1") for text in close)
-    return ()
+        try:
+            names.update(branch.scan(fd).entries)
+        finally:
+            os.close(fd)
+    if len(names) > _MANY:
+        return [], set()
+    # Latin-1 maps every byte to one character, so any name can be compared and turned back.
+    texts = sorted(name.decode("latin-1") for name in names)
+    close = difflib.get_close_matches(parts[depth].decode("latin-1"), texts, _NEAREST, _CUTOFF)
+    found = [text.encode("latin-1") for text in close]
+    prefix = b"/" + b"".join(part + b"/" for part in parts[:depth])
+    return [prefix + name for name in found], {prefix + n for n in found if n in view.listing}
 
 
 def _follow(

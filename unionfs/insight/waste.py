@@ -1,9 +1,10 @@
 """What every whiteout hides, and how many bytes an image ships that nobody sees.
 
 A byte is wasted when no name of its file is visible in the merged tree. The efficiency score and
-the keys `layer`, `image` of the JSON are those of dive, so its CI rules can be fed with it: its
-`inefficientBytes` adds up all copies of a path that occurs more than once, the visible one
-included; `wastedBytes` (ours) are the invisible ones only.
+the keys `layer`, `image` of the JSON are those of dive, so its CI rules can be fed with it (files
+that go with their directory count like others, see `_removed`): its `inefficientBytes` adds up all
+copies of a path that occurs more than once, the visible one included; `wastedBytes` (ours) are
+the invisible ones only.
 
 Invariant: `wasted` is the sum over the layers, and over the paths; the bytes of hard-linked
 names count once.
@@ -211,16 +212,14 @@ class _Counter:
                 self._removed(effect)
 
     def _removed(self, effect: Effect) -> None:
-        """Count what a marker removes as dive does: one more occurrence of the hidden path."""
-        if not effect.lost:
-            return
-        depth = effect.lost[0].path.count(b"/") + 1
-        sizes: dict[bytes, int] = {}
+        """Count every removed file as one more occurrence of its path.
+
+        Dive does so for a file with a whiteout of its own; one that goes with its directory it
+        counts under the directory's name, which makes a wasteful image look efficient.
+        """
         for lost in effect.lost:
-            top = b"/".join(lost.path.split(b"/")[:depth])
-            sizes[top] = sizes.get(top, 0) + lost.item.size
-        for path, size in sizes.items():
-            self.copies.setdefault(path, []).append(size)
+            if lost.item.fmt != stat.S_IFDIR:
+                self.copies.setdefault(lost.path, []).append(lost.item.size)
 
     def _marker(self, shipped: Shipped, effect: Effect) -> MarkerReport:
         reason = ""

@@ -85,10 +85,11 @@ class NamedBranch:
     def open(self) -> Branch:
         """Open the branch.
 
-        In a rw branch without override marks a plain user's own files count as the root's.
+        In what is not of the store and has no override marks, a plain user's own files count as
+        those of the image's root.
         """
         branch = Branch.open(self.path, self.dialect)
-        if self.is_rw and not branch.marked and os.geteuid() != 0:
+        if self.entry is None and not branch.marked and os.geteuid() != 0:
             branch.owner = (os.geteuid(), os.getegid())
         return branch
 
