@@ -75,7 +75,7 @@ def _host_files(programs: tuple[str, ...]) -> list[str]:
 @pytest.fixture(scope="module")
 def full(home: Workspace) -> str:
     """Return an image that has apt and the libraries of python3 and git on top of the other."""
-    programs = ("/usr/bin/python3.11", "/usr/bin/git", "/usr/bin/apt-get")
+    programs = ("/usr/bin/python3.11", "/usr/bin/git", "/usr/bin/apt-get", "/usr/bin/dpkg")
     missing = [name for name in programs if not os.access(name, os.X_OK)]
     if missing:
         pytest.skip(f"this machine has no {missing[0]}")
@@ -86,6 +86,12 @@ def full(home: Workspace) -> str:
             tar.add(
                 name, os.path.join(os.path.realpath(os.path.dirname(name)), os.path.basename(name))
             )
+        tar.add("/usr/share/dpkg")
+        for name in ("etc/apt/apt.conf.d", "var/lib/dpkg"):
+            directory = tarfile.TarInfo(name)
+            directory.type, directory.mode = tarfile.DIRTYPE, 0o755
+            tar.addfile(directory)
+        tar.addfile(tarfile.TarInfo("var/lib/dpkg/status"))
     _ok(home, f"unionfs import --parent {image_builder.TAG} -t demo/full more.tar")
     return "demo/full"
 
