@@ -109,3 +109,12 @@ def test_a_mounted_branch_is_not_fixed(place: Workspace) -> None:
     assert done.returncode == 1
     assert b"mounted on" in done.stderr
     assert (Path(place.path) / "rw" / ".wh.never-there").exists()
+
+
+def test_a_dead_mount_is_still_explained(place: Workspace) -> None:
+    """Last: it kills the daemon."""
+    mounts = json.loads(place.sh("unionfs mounts --json").stdout)
+    (pid,) = [item["pid"] for item in mounts if item["target"] == str(place.path / "mnt")]
+    place.sh(f"kill -9 {pid}; sleep 0.2")
+    assert answer(place, "explain", "mnt", "/usr/share/doc")["verdict"] == "hidden"
+    assert place.sh("unionfs umount mnt").returncode == 0

@@ -77,6 +77,22 @@ def test_overlay_attribute_is_found(tmp_path: Path) -> None:
     assert [(item.rule.id, item.path) for item in found] == [("overlay-xattr", b"d")]
 
 
+@pytest.mark.usefixtures("as_root")
+def test_layer_of_overlayfs_is_checked_in_its_own_form(tmp_path: Path) -> None:
+    from unionfs.branch import Dialect
+
+    paths = lay_out_all(parse("d/ d/x y ‖ d/ y! .wh.z e!").layers, tmp_path)
+    os.setxattr(tmp_path / "layer2" / "d", "user.overlay.opaque", b"y")
+    found = lint(of_directories(paths, dialect=Dialect.OVERLAY))
+    assert [(item.rule.id, item.path) for item in found] == [
+        ("mixed-dialects", b".wh.z"),
+        ("opaque-namespace", b"d"),
+        ("dangling-whiteout", b"e"),
+    ]
+    other = lint(of_directories(paths, dialect=Dialect.OVERLAY_USER))
+    assert "opaque-namespace" not in rules_of(other)
+
+
 #: Rows of the merge table on which every implementation agrees, and what is still worth a word.
 HARMLESS = {
     23: {"dangling-whiteout"},
@@ -315,6 +331,27 @@ def test_fix_refuses_a_branch_in_use(layers: MakeLayers, run: Run, tmp_path: Pat
     assert done.status == 1
     assert "in use" in done.err
     assert (tmp_path / "layer2" / ".wh.none").exists()
+
+
+def test_plain_directory_as_where(layers: MakeLayers, run: Run, tmp_path: Path) -> None:
+    layers("a .wh.a")
+    done = run("lint", f"{tmp_path}/layer1")
+    assert "[whiteout-beside-entry]" in done.out
+    assert run("lint", f"{tmp_path}/nothing").status in (1, 2)
+
+
+def test_layers_of_a_store_are_never_fixed_by_path(
+    image: MakeImage, run: Run, store_root: Path
+) -> None:
+    image("a ‖ .wh.a b")
+    (layer,) = [path.parent for path in store_root.glob("graph/*/layer/.wh.a")]
+    (layer / ".wh.none").touch()
+    done = run("lint", "--layer", layer, "--fix", "--write")
+    assert done.status == 1
+    assert "layer of a store" in done.err
+    names = ("--from", "aufs", "--to", "overlay-userxattr", "--in-place")
+    assert "layer of a store" in run("convert", layer, *names).err
+    assert (layer / ".wh.none").exists()
 
 
 def test_archive_is_checked_without_import(tmp_path: Path, run: Run, store_root: Path) -> None:

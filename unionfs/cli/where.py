@@ -15,7 +15,7 @@ from click.shell_completion import CompletionItem
 
 from unionfs.cli.arguments import DIRECTORY, IMAGE
 from unionfs.cli.group import state
-from unionfs.errors import NotFoundError, UsageError, show
+from unionfs.errors import InvalidNameError, NotFoundError, UsageError, show
 
 if TYPE_CHECKING:
     from unionfs.insight.where import Where
@@ -113,8 +113,8 @@ def _named(word: str, options: Options) -> Where:
     from unionfs.insight import where  # noqa: PLC0415  # help stays fast
 
     path = os.path.abspath(os.fsencode(word))
-    is_dir = os.path.isdir(path) or os.path.ismount(path)
-    mount = inside_mount(word) if is_dir else None
+    # A mount whose daemon was killed is no directory any more; its branches can still be read.
+    mount = inside_mount(word)
     if mount is not None and mount.record is not None and _same(mount.target, path):
         if options.rw is not None:
             raise UsageError(f"{show(path)} is a mount and has its own branches; leave out --rw")
@@ -122,8 +122,8 @@ def _named(word: str, options: Options) -> Where:
     try:
         with state().graph() as graph:
             return where.of_image(graph, word)
-    except (NotFoundError, UsageError):
-        if not is_dir:
+    except (NotFoundError, InvalidNameError):
+        if not os.path.isdir(path):
             raise
     return where.of_directories([path], None, Dialect(options.dialect))
 

@@ -26,6 +26,7 @@ from unionfs.branch import Branch, Dialect, DirScan, whiteout
 from unionfs.branch.branch import proc_path
 from unionfs.errors import ConflictError, NotFoundError, UnionfsError, UnsupportedError, show
 from unionfs.insight.aspects import Place, differences
+from unionfs.insight.exclusive import exclusive
 from unionfs.insight.model import Tree
 from unionfs.insight.probe import join
 from unionfs.insight.shipped import Item, Shipped, read_branch
@@ -71,8 +72,11 @@ def convert(
         raise ConflictError(f"{show(place)} lies inside the layer")
     parent, name = os.path.split(place)
     staged = b".%b.%b" % (name, secrets.token_hex(4).encode())
+    stack = contextlib.ExitStack()
     parent_fd = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
+        if output is None:
+            stack.enter_context(exclusive(source))
         os.mkdir(staged, 0o700, dir_fd=parent_fd)
         try:
             result = _Copy(source, origin, target, os.path.join(parent, staged)).run()
@@ -89,6 +93,7 @@ def convert(
                 remove_tree(staged, parent_fd)
     finally:
         os.close(parent_fd)
+        stack.close()
     return attrs.evolve(result, path=place)
 
 

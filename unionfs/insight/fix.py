@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import stat
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,8 @@ from typing import Final
 import attrs
 
 from unionfs.branch import Branch, whiteout
-from unionfs.errors import BusyError, UnsupportedError, show
+from unionfs.errors import UnsupportedError, show
+from unionfs.insight.exclusive import exclusive
 from unionfs.insight.lint import Finding
 from unionfs.insight.where import NamedBranch, Where
 
@@ -93,35 +93,11 @@ def apply(where: Where, actions: Sequence[Action]) -> None:
         branches = {}
         for number, named in touched.items():
             branch = stack.enter_context(named.open())
-            stack.enter_context(_locked(named))
+            stack.enter_context(exclusive(named.path))
             branches[number] = branch
         for action in actions:
             below = [named for named in where.branches if named.number < action.branch.number]
             _perform(branches[action.branch.number], action, below)
-
-
-@contextlib.contextmanager
-def _locked(named: NamedBranch) -> Iterator[None]:
-    """Hold the lock of a rw branch, and see that no live mount has the directory as a layer."""
-    from unionfs.mounts import State, list_mounts  # noqa: PLC0415  # only repairs ask for mounts
-
-    for mount in list_mounts():
-        record = mount.record
-        if record is not None and mount.state is not State.STALE:
-            used = [*record.layers, *([record.rw] if record.rw else [])]
-            if any(os.path.realpath(path) == os.path.realpath(named.path) for path in used):
-                raise BusyError(
-                    f"{show(named.path)} is mounted on {show(mount.target)}; unmount it first"
-                )
-    fd = os.open(named.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BusyError(f"{show(named.path)} is in use by a mount; unmount it first") from None
-        yield
-    finally:
-        os.close(fd)
 
 
 def _perform(branch: Branch, action: Action, below: Sequence[NamedBranch]) -> None:

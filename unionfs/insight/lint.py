@@ -115,6 +115,8 @@ class _Checker:
         if self.is_aufs:
             self._markers()
             self._dialects()
+        else:
+            self._overlay()
         self._names()
         self._archive()
         for path in self.shipped.opaque:
@@ -246,6 +248,17 @@ class _Checker:
         if (foreign or marked) and (shipped.whiteouts or shipped.opaque):
             first = [*foreign, *marked][0]
             self.add("mixed-dialects", first.path, "other markers of this layer are `.wh.` files")
+
+    def _overlay(self) -> None:
+        """Check a layer that is said to be in one of overlayfs's forms."""
+        shipped = self.shipped
+        for item in shipped.housekeeping:
+            self.add("mixed-dialects", item.path, "a marker of AUFS in a layer of overlayfs")
+        mine = whiteout.opaque_xattr(shipped.branch.dialect)
+        for item in shipped.entries.values():
+            for attribute in item.overlay:
+                if attribute.endswith(".opaque") and attribute != mine:
+                    self.add("opaque-namespace", item.path, attribute)
 
     # -- archives ----------------------------------------------------------------
 

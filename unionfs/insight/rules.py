@@ -418,6 +418,21 @@ _ALL: Final = (
         "",
     ),
     Rule(
+        "opaque-namespace",
+        _W,
+        "opaque attribute of overlayfs's other namespace",
+        "`trusted.overlay.opaque` counts without, `user.overlay.opaque` with the mount option"
+        " `userxattr`; the other one is passed over.",
+        "an attribute like any other",
+        "ignored",
+        "ignored: what the directory should hide shows",
+        "obeys both",
+        "dropped or refused while unpacking",
+        "escaped or dropped",
+        "`unionfs convert --from` the dialect in which it was written.",
+        "",
+    ),
+    Rule(
         "case-collision",
         _I,
         "names that differ in case only",
