@@ -15,7 +15,8 @@ from support.rows import ROWS, Row
 
 from unionfs.branch import whiteout
 from unionfs.branch.branch import Branch
-from unionfs.insight.explain import Explanation, Role, Verdict, explain
+from unionfs.insight.explain import explain
+from unionfs.insight.explanation import Explanation, Role, Verdict
 from unionfs.insight.where import Where, of_directories, of_image
 from unionfs.store.graph import Graph
 from unionfs.store.ingest import import_image

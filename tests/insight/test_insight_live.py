@@ -54,11 +54,12 @@ def test_explain_agrees_with_the_mount(place: Workspace) -> None:
     done = place.sh("find mnt -mindepth 1 -maxdepth 3 | sort | head -300")
     paths = [line[len(b"mnt") :] for line in done.stdout.splitlines()]
     assert len(paths) > 100
-    from unionfs.insight.explain import Verdict, explain
+    from unionfs.insight.explain import explain
+    from unionfs.insight.explanation import Verdict
     from unionfs.insight.where import of_directories
 
-    record = json.loads(place.sh("unionfs mounts --json").stdout)[-1]
-    assert record["target"] == str(top)
+    mounts = json.loads(place.sh("unionfs mounts --json").stdout)
+    (record,) = [item for item in mounts if item["target"] == str(top)]
     where = of_directories([os.fsencode(p) for p in record["layers"]], os.fsencode(record["rw"]))
     for path in paths:
         assert explain(where, path).verdict is Verdict.VISIBLE, path

@@ -13,7 +13,8 @@ from support.literal import lay_out_all
 from support.rows import ROWS, Row
 
 from unionfs.insight.compare import compare
-from unionfs.insight.explain import Verdict, explain
+from unionfs.insight.explain import explain
+from unionfs.insight.explanation import Verdict
 from unionfs.insight.life import EventKind, life
 from unionfs.insight.where import of_directories, of_image
 from unionfs.store.graph import Graph

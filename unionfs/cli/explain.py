@@ -22,7 +22,7 @@ from unionfs.cli.where import WHERE, Options, inside_mount, locate, split_words,
 from unionfs.errors import show
 
 if TYPE_CHECKING:
-    from unionfs.insight.explain import BranchFacts, ChildFacts, Explanation
+    from unionfs.insight.explanation import BranchFacts, ChildFacts, Explanation
 
 __all__ = ["command"]
 
@@ -84,7 +84,7 @@ def _print(found: Explanation) -> None:
 
 
 def _facts(item: BranchFacts, titles: Mapping[int, str]) -> str:
-    from unionfs.insight.explain import Role  # noqa: PLC0415  # help stays fast
+    from unionfs.insight.explanation import Role  # noqa: PLC0415  # help stays fast
     from unionfs.insight.probe import Barring, kind_name  # noqa: PLC0415  # help stays fast
 
     words = []

@@ -87,9 +87,9 @@ def command(
 
         if where is None or all(named.entry is not None for named in where.branches):
             raise UsageError("--fix is for a rw branch (--rw) or plain directories (--layer)")
-        actions = plan(found)
+        actions = plan(where, found)
         if write:
-            apply(where, actions)
+            apply(actions)
         document = {"actions": [str(action) for action in actions], "done": write}
     if as_json:
         counts = {level: sum(_level(item) == level for item in found) for level in _LEVELS}

@@ -10,147 +10,20 @@ listing is the answer: the merge of a directory, and the nearest names of one th
 
 from __future__ import annotations
 
-import difflib
-import enum
 import os
 import stat
 from collections.abc import Sequence
-from typing import Any, Final
 
 import attrs
 
-from unionfs.branch import Branch, DirScan, Stack, Status, merge, whiteout
+from unionfs.branch import Branch, whiteout
 from unionfs.errors import show
+from unionfs.insight.explanation import BranchFacts, ChildFacts, Explanation, Role, Verdict
+from unionfs.insight.listing import children, nearest
 from unionfs.insight.probe import Barrier, Barring, Probe, kind_name, probe, split_path
 from unionfs.insight.where import NamedBranch, Where
 
-__all__ = ["BranchFacts", "ChildFacts", "Explanation", "Role", "Verdict", "explain"]
-
-_NEAREST: Final = 3
-_CUTOFF: Final = 0.6
-#: A directory with more names is not searched for nearest ones.
-_MANY: Final = 50_000
-
-
-class Role(enum.Enum):
-    """What a branch has to do with the path."""
-
-    VISIBLE = "visible"
-    MERGED = "merged"
-    HIDDEN = "hidden"
-    MARKER = "marker"
-    ABSENT = "absent"
-
-
-class Verdict(enum.Enum):
-    """What the union shows at the path."""
-
-    VISIBLE = "visible"
-    HIDDEN = "hidden"
-    NEVER = "never existed"
-    RESERVED = "reserved name"
-    TOO_LONG = "name too long"
-
-
-@attrs.frozen
-class BranchFacts:
-    """A branch's part. `hidden_by` is the number of the branch that hides this one's entry."""
-
-    branch: NamedBranch
-    role: Role
-    entry: Status | None = None
-    barriers: tuple[Barrier, ...] = ()
-    hidden_by: int | None = None
-
-
-@attrs.frozen
-class ChildFacts:
-    """A name in a directory: `given_by` branch numbers, top first, empty when it is hidden.
-
-    `hidden_in` are the branches whose entry of that name does not show; `why` is for people.
-    """
-
-    name: bytes
-    fmt: int
-    given_by: tuple[int, ...]
-    hidden_in: tuple[int, ...]
-    why: str
-
-
-@attrs.frozen
-class Explanation:
-    """The answer. `path` is absolute inside the image.
-
-    `layer` is the number of the branch that shows the path, or that hides it. `see` is where a
-    symbolic link on the way leads.
-    """
-
-    path: bytes
-    verdict: Verdict
-    words: str
-    branches: tuple[BranchFacts, ...]
-    layer: int | None = None
-    barrier: Barrier | None = None
-    children: tuple[ChildFacts, ...] = ()
-    nearest: tuple[bytes, ...] = ()
-    see: bytes | None = None
-    advice: tuple[str, ...] = ()
-
-    def document(self) -> dict[str, Any]:
-        """Return the JSON form."""
-        return {
-            "path": self.path,
-            "verdict": self.verdict.value,
-            "words": self.words,
-            "layer": self.layer,
-            "cause": None if self.barrier is None else _barrier_document(self.barrier),
-            "branches": [_branch_document(facts) for facts in self.branches],
-            "children": [
-                {
-                    "name": child.name,
-                    "type": kind_name(child.fmt),
-                    "given_by": list(child.given_by),
-                    "hidden_in": list(child.hidden_in),
-                    "why": child.why,
-                }
-                for child in self.children
-            ],
-            "nearest": list(self.nearest),
-            "see": self.see,
-            "advice": list(self.advice),
-        }
-
-
-def _barrier_document(barrier: Barrier) -> dict[str, Any]:
-    return {
-        "kind": barrier.kind.value,
-        "at": b"/" + barrier.at,
-        "marker": b"/" + barrier.marker if barrier.marker else None,
-        "type": kind_name(barrier.fmt) if barrier.fmt else None,
-    }
-
-
-def _branch_document(facts: BranchFacts) -> dict[str, Any]:
-    entry = facts.entry
-    return {
-        **facts.branch.document(),
-        "number": facts.branch.number,
-        "role": facts.role.value,
-        "hidden_by": facts.hidden_by,
-        "entry": None
-        if entry is None
-        else {
-            "type": kind_name(entry.fmt),
-            "mode": stat.S_IMODE(entry.mode),
-            "uid": entry.uid,
-            "gid": entry.gid,
-            "size": entry.size,
-            "mtime_ns": entry.mtime_ns,
-            "device": [os.major(entry.rdev), os.minor(entry.rdev)],
-            "placeholder": entry.placeholder,
-        },
-        "barriers": [_barrier_document(barrier) for barrier in facts.barriers],
-    }
+__all__ = ["explain"]
 
 
 def explain(where: Where, path: bytes) -> Explanation:
@@ -272,13 +145,13 @@ def _visible(
 ) -> Explanation:
     named = where.branches[top]
     words = f"visible, from {named.words}"
-    children: tuple[ChildFacts, ...] = ()
+    inner: tuple[ChildFacts, ...] = ()
     merged = [item.branch.title for item in facts if item.role is Role.MERGED]
     if merged:
         words += f", merged with {', '.join(merged)}"
     entry = probes[top].entry
     if entry is not None and entry.fmt == stat.S_IFDIR:
-        children = _children(where, branches, facts, closed, parts)
+        inner = children(where, branches, facts, closed, parts)
     advice = []
     own = b"/".join(parts)
     if any(item.kind is Barring.WHITEOUT and item.at == own for item in probes[top].barriers):
@@ -301,7 +174,7 @@ def _visible(
         words,
         facts,
         layer=named.number,
-        children=children,
+        children=inner,
         advice=tuple(advice),
     )
 
@@ -353,7 +226,7 @@ def _never(
     where: Where,
     parts: Sequence[bytes],
 ) -> Explanation:
-    nearest, visible = _nearest(branches, parts)
+    names, visible = nearest(branches, parts)
     words = "never existed"
     if closed is not None:
         cause = _cause(closed[1], where.branches[closed[0]])
@@ -361,44 +234,13 @@ def _never(
             words += f" ({cause} is in the way)"
         elif closed[1].kind is Barring.WHITEOUT:
             words += f" ({cause} hides nothing of it)"
-    if nearest:
-        texts = [show(name) + ("" if name in visible else " (hidden)") for name in nearest]
+    if names:
+        texts = [show(name) + ("" if name in visible else " (hidden)") for name in names]
         words += f"; nearest: {', '.join(texts)}"
     advice: tuple[str, ...] = ()
     if found.see is not None:
         advice = (f"the link leads to {show(found.see)}; ask for that path",)
-    return attrs.evolve(found, words=words, nearest=tuple(nearest), advice=advice)
-
-
-def _nearest(branches: Sequence[Branch], parts: Sequence[bytes]) -> tuple[list[bytes], set[bytes]]:
-    """Return paths with names like the first missing component, and those of them that show.
-
-    Hidden names count: what is misspelt may be deleted besides.
-    """
-    view = Stack(branches).root()
-    depth = 0
-    while depth < len(parts) and (inner := view.enter(parts[depth])) is not None:
-        view, depth = inner, depth + 1
-    if depth == len(parts):
-        return [], set()
-    names = set(view.listing)
-    for branch in branches:
-        try:
-            fd = branch.open_path(b"/".join(parts[:depth]))
-        except OSError:
-            continue
-        try:
-            names.update(branch.scan(fd).entries)
-        finally:
-            os.close(fd)
-    if len(names) > _MANY:
-        return [], set()
-    # Latin-1 maps every byte to one character, so any name can be compared and turned back.
-    texts = sorted(name.decode("latin-1") for name in names)
-    close = difflib.get_close_matches(parts[depth].decode("latin-1"), texts, _NEAREST, _CUTOFF)
-    found = [text.encode("latin-1") for text in close]
-    prefix = b"/" + b"".join(part + b"/" for part in parts[:depth])
-    return [prefix + name for name in found], {prefix + n for n in found if n in view.listing}
+    return attrs.evolve(found, words=words, nearest=tuple(names), advice=advice)
 
 
 def _follow(
@@ -432,75 +274,3 @@ def _follow(
         base = target if target.startswith(b"/") else parent + b"/" + target
         return b"/" + b"/".join([*split_path(base), *parts[depth:]])
     return None
-
-
-# -- the merge of a directory ------------------------------------------------------
-
-
-def _children(
-    where: Where,
-    branches: Sequence[Branch],
-    facts: Sequence[BranchFacts],
-    closed: tuple[int, Barrier] | None,
-    parts: Sequence[bytes],
-) -> tuple[ChildFacts, ...]:
-    """Return every name that some branch has in the directory, sorted."""
-    path = b"/".join(parts)
-    scans: list[tuple[int, DirScan]] = []
-    for position, (branch, item) in enumerate(zip(branches, facts, strict=True)):
-        if item.entry is None or item.entry.fmt != stat.S_IFDIR:
-            continue
-        fd = branch.open_path(path)
-        try:
-            scans.append((position, branch.scan(fd)))
-        finally:
-            os.close(fd)
-    live = [(at, scan) for at, scan in scans if facts[at].role in (Role.VISIBLE, Role.MERGED)]
-    merged = merge(live)
-    found: dict[bytes, ChildFacts] = {}
-    for name in sorted({name for _, scan in scans for name in scan.entries}):
-        child = merged.get(name)
-        given = child.branches if child is not None else ()
-        hidden = [at for at, scan in scans if name in scan.entries and at not in given]
-        why = _child_reason(where, scans, closed, name, hidden[0]) if hidden else ""
-        fmt = child.fmt if child is not None else dict(scans)[hidden[0]].entries[name]
-        found[name] = ChildFacts(
-            name,
-            fmt or _type_of(branches[(given or hidden)[0]], path, name),
-            tuple(where.branches[at].number for at in given),
-            tuple(where.branches[at].number for at in hidden),
-            why,
-        )
-    return tuple(found.values())
-
-
-def _type_of(branch: Branch, path: bytes, name: bytes) -> int:
-    fd = branch.open_path(path)
-    try:
-        return branch.status(fd, name).fmt
-    finally:
-        os.close(fd)
-
-
-def _child_reason(
-    where: Where,
-    scans: Sequence[tuple[int, DirScan]],
-    closed: tuple[int, Barrier] | None,
-    name: bytes,
-    hidden: int,
-) -> str:
-    """Say what hides the entry of the branch at position `hidden`: the first thing above it."""
-    for position, scan in scans:
-        if position >= hidden:
-            break
-        title = where.branches[position].title
-        if name in scan.whiteouts:
-            return f"whiteout in {title}"
-        if scan.opaque:
-            return f"opaque directory in {title}"
-        if scan.entries.get(name, stat.S_IFDIR) != stat.S_IFDIR:
-            return f"covered by {title}"
-    if closed is not None and closed[0] < hidden:
-        return f"{closed[1].kind.value} /{show(closed[1].at)} in {where.branches[closed[0]].title}"
-    above = [at for at, scan in scans if at < hidden and name in scan.entries]
-    return f"covered by {where.branches[above[0]].title}" if above else ""

@@ -18,6 +18,8 @@ import attrs
 from unionfs.branch import Branch, whiteout
 from unionfs.errors import UnsupportedError, show
 from unionfs.insight.exclusive import exclusive
+from unionfs.insight.explain import explain
+from unionfs.insight.explanation import Verdict
 from unionfs.insight.lint import Finding
 from unionfs.insight.where import NamedBranch, Where
 
@@ -48,8 +50,8 @@ class Action:
         return f"{self.branch.title}: {words[self.verb]} {show(b'/' + self.path)} ({self.rule})"
 
 
-def plan(findings: Sequence[Finding]) -> list[Action]:
-    """Return the steps that repair the fixable findings, in order."""
+def plan(where: Where, findings: Sequence[Finding]) -> list[Action]:
+    """Return the steps that repair the fixable findings of `where`, in order."""
     actions: dict[tuple[int, bytes], Action] = {}
     opaque: dict[tuple[int, bytes], Action] = {}
     for finding in findings:
@@ -65,7 +67,7 @@ def plan(findings: Sequence[Finding]) -> list[Action]:
             opaque[key] = Action(branch, "opaque", path, rule)
         if rule == "whiteout-beside-entry":
             directory = _beside(branch, path)
-            if directory is not None:
+            if directory is not None and _shows_below(where, branch, directory):
                 opaque[branch.number, directory] = Action(branch, "opaque", directory, rule)
     # Opaque first: a crash between the two then hides no more and no less than before.
     return [*opaque.values(), *actions.values()]
@@ -84,7 +86,13 @@ def _beside(named: NamedBranch, marker: bytes) -> bytes | None:
     return path
 
 
-def apply(where: Where, actions: Sequence[Action]) -> None:
+def _shows_below(where: Where, named: NamedBranch, path: bytes) -> bool:
+    """Tell whether the branches below show something at a path, so that it must be hidden."""
+    below = tuple(other for other in where.branches if other.number < named.number)
+    return bool(below) and explain(Where(where.title, below), path).verdict is Verdict.VISIBLE
+
+
+def apply(actions: Sequence[Action]) -> None:
     """Do the steps. Raises `BusyError` if a mount uses a branch, `UnsupportedError`, `OSError`."""
     if any(action.branch.entry is not None for action in actions):
         raise UnsupportedError("layers of the store are never edited; fix a copy of them")
@@ -96,11 +104,10 @@ def apply(where: Where, actions: Sequence[Action]) -> None:
             stack.enter_context(exclusive(named.path))
             branches[number] = branch
         for action in actions:
-            below = [named for named in where.branches if named.number < action.branch.number]
-            _perform(branches[action.branch.number], action, below)
+            _perform(branches[action.branch.number], action)
 
 
-def _perform(branch: Branch, action: Action, below: Sequence[NamedBranch]) -> None:
+def _perform(branch: Branch, action: Action) -> None:
     if action.verb == "opaque":
         with _parent(branch, action.path) as fd, contextlib.suppress(FileExistsError):
             _make_marker(fd, whiteout.OPAQUE)
@@ -110,8 +117,6 @@ def _perform(branch: Branch, action: Action, below: Sequence[NamedBranch]) -> No
         _remove(fd, name)
         if action.verb == "empty":
             _make_marker(fd, name)
-    if action.rule == "whiteout-makes-directory":
-        _prune(branch, parent, below)
 
 
 @contextlib.contextmanager
@@ -152,17 +157,3 @@ def _remove(fd: int, name: bytes) -> None:
         finally:
             os.close(inner)
     os.rmdir(name, dir_fd=fd)
-
-
-def _prune(branch: Branch, path: bytes, below: Sequence[NamedBranch]) -> None:
-    """Remove directories that only the marker was in, up to the first that a layer below has."""
-    while path:
-        if any(os.path.lexists(named.path + b"/" + path) for named in below):
-            return
-        parent, _, name = path.rpartition(b"/")
-        with _parent(branch, parent) as fd:
-            try:
-                os.rmdir(name, dir_fd=fd)
-            except OSError:
-                return
-        path = parent

@@ -179,7 +179,7 @@ _ALL: Final = (
         "empty directories appear",
         "empty directories appear",
         _SAME,
-        "Remove the whiteout and the directories that hold nothing else.",
+        "Remove the whiteout, and the directories unless they are wanted.",
         "a ‖ p/q/.wh.nope",
         fixable=True,
     ),
