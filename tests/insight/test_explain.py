@@ -297,6 +297,31 @@ def test_overlay_directories(tmp_path: Path) -> None:
     assert actual_cause(explain(where, b"d/x")) == _cause("opaque", b"d", 2)
 
 
+@pytest.mark.usefixtures("as_root")
+def test_rw_branch_while_overlayfs_has_it(layers: MakeLayers, run: Run, tmp_path: Path) -> None:
+    """The kernel's back end keeps a branch in overlayfs's form while it is mounted."""
+    from unionfs.kernel.convert import enter, settle
+    from unionfs.kernel.survey import Kind
+
+    below = layers("d/ d/x y")
+    rw = tmp_path / "rw"
+    (rw / "d").mkdir(parents=True)
+    for name in (".wh.y", "d/.wh..wh..opq"):
+        (rw / name).touch()
+    enter(os.fsencode(rw), [below.branches[0].path], Kind.TRUSTED)
+    assert not (rw / ".wh.y").exists()
+    options = ("--layer", tmp_path / "layer1", "--rw", rw)
+    document = run("explain", *options, "/y", "--json").json()
+    assert document["branches"][0]["dialect"] == "overlay"
+    assert (document["verdict"], document["cause"]["kind"]) == ("hidden", "whiteout")
+    assert run("explain", *options, "/d/x", "--json").json()["cause"]["kind"] == "opaque"
+    changed = run("diff", *options, "--json").json()
+    assert [(item["kind"], item["path"]) for item in changed] == [("D", "/d/x"), ("D", "/y")]
+    assert run("lint", *options, "--fail-on", "info").status == 0
+    settle(os.fsencode(rw))
+    assert run("explain", *options, "/y", "--json").json()["cause"]["marker"] == "/.wh.y"
+
+
 # -- cost --------------------------------------------------------------------------
 
 
