@@ -10,7 +10,7 @@ has no finding above INFO; findings are sorted by layer (base first), path and r
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Any, Final
 
 import attrs
@@ -19,7 +19,7 @@ from unionfs.branch import Dialect, whiteout
 from unionfs.branch.whiteout import Meaning
 from unionfs.errors import show
 from unionfs.insight.model import Effect, Tree
-from unionfs.insight.probe import join, kind_name
+from unionfs.insight.probe import kind_name
 from unionfs.insight.rules import RULES, Rule, Severity
 from unionfs.insight.shipped import Item, Shipped, read_branch, read_stored
 from unionfs.insight.where import NamedBranch, Where
@@ -96,9 +96,12 @@ class _Checker:
         self.replaced = replaced
         self.findings: list[Finding] = []
         self.is_aufs = shipped.branch.dialect is Dialect.AUFS
-        # Directories that the layers below have, too; opaque ones that replace something else.
+        # Directories that the layers below have, too; opaque ones that replace something else;
+        # those that hold more than markers; links of the layers below that paths go through.
         self._kept_dirs: set[bytes] = set()
         self._guards: set[bytes] = set()
+        self._filled: set[bytes] = set()
+        self._links: set[bytes] = set()
 
     def add(self, rule: str, path: bytes, detail: str = "") -> None:
         self.findings.append(Finding(RULES[rule], self.shipped.branch, path, detail))
@@ -108,6 +111,7 @@ class _Checker:
         for path, item in self.shipped.entries.items():
             if item.fmt == stat.S_IFDIR and self.tree.find(path) is not None:
                 self._kept_dirs.add(path)
+            self._filled.update(list(_ancestors(path, self._filled)))
         for path in self.shipped.opaque:
             node = self.tree.find(path)
             if node is not None and not node.is_dir:
@@ -199,8 +203,7 @@ class _Checker:
             self.add("dangling-whiteout", effect.item.path, detail)
 
     def _through_link(self, path: bytes) -> bool:
-        links = [item.path for item in self.findings if item.rule.id == "parent-is-link"]
-        return any(path.startswith(link + b"/") for link in links)
+        return any(at in self._links for at in _ancestors(path, ()))
 
     def _makes_parents(self, effect: Effect) -> bool:
         """Tell whether the marker's directory is in no layer but for markers."""
@@ -209,12 +212,11 @@ class _Checker:
             return False
         if self.shipped.is_archive:
             return parent not in self.shipped.entries and self.tree.find(parent) is None
-        inside = parent + b"/"
         node = self.tree.find(parent)
         return (
             node is not None
             and node.layer == self.shipped.branch.number
-            and not any(path.startswith(inside) for path in self.shipped.entries)
+            and parent not in self._filled
             and parent not in self._kept_dirs
         )
 
@@ -293,6 +295,7 @@ class _Checker:
         if node is None:
             return
         if node.item.fmt == stat.S_IFLNK:
+            self._links.add(path)
             self.add("parent-is-link", path, "a symbolic link in the layers below")
         elif not node.is_dir:
             self.add("parent-is-file", path, f"a {kind_name(node.item.fmt)} in the layers below")
@@ -305,26 +308,28 @@ class _Checker:
         for path in self.shipped.whiteouts:
             parent = path.rpartition(b"/")[0]
             node = self.tree.find(parent) if parent else None
-            inside = parent + b"/"
-            if node is None or node.item.fmt != stat.S_IFLNK:
-                continue
-            if not any(other.startswith(inside) for other in self.shipped.entries):
+            is_link = node is not None and node.item.fmt == stat.S_IFLNK
+            if is_link and parent not in self._filled:
+                self._links.add(parent)
                 self.add("parent-is-link", parent, "a symbolic link in the layers below")
 
     def _order(self) -> None:
         """Find opaque markers behind members whose directories the archive does not have."""
         positions = {id(item): at for at, item in enumerate(self.shipped.items)}
-        for directory, marker in self.shipped.opaque.items():
-            inside = directory + b"/" if directory else b""
-            for path, item in self.shipped.entries.items():
-                if not path.startswith(inside) or path == directory:
-                    continue
-                between = path[len(inside) :].split(b"/")[0]
-                top = join(directory, between)
-                early = positions[id(item)] < positions[id(marker)]
-                if early and top not in self.shipped.entries:
-                    self.add("opaque-without-parents", marker.path, f"after {show(b'/' + path)}")
-                    break
+        told: set[bytes] = set()
+        for path, item in self.shipped.entries.items():
+            top = path
+            while top:
+                directory = top.rpartition(b"/")[0]
+                marker = self.shipped.opaque.get(directory)
+                if marker is not None and directory not in told:
+                    is_early = positions[id(item)] < positions[id(marker)]
+                    if is_early and top not in self.shipped.entries:
+                        self.add(
+                            "opaque-without-parents", marker.path, f"after {show(b'/' + path)}"
+                        )
+                        told.add(directory)
+                top = directory
 
     def _sandwich(self) -> None:
         for path, item in self.shipped.entries.items():
@@ -344,6 +349,14 @@ class _Checker:
             subject = note.partition(":")[0].lstrip("/").removeprefix("./")
             if not any(subject == path for path in said):
                 self.add("changed-at-import", b"", note)
+
+
+def _ancestors(path: bytes, known: Container[bytes]) -> Iterator[bytes]:
+    """Yield the directories above a path, nearest first, up to one that is known already."""
+    at = path.rpartition(b"/")[0]
+    while at and at not in known:
+        yield at
+        at = at.rpartition(b"/")[0]
 
 
 def explanation(rule: Rule) -> Iterator[str]:
