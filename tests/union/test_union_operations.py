@@ -456,6 +456,17 @@ def test_o21_names_that_only_look_reserved(union: Union, name: str) -> None:
     assert union.close() == {name: "x", "link": "->.wh.f"}
 
 
+@pytest.mark.parametrize("upper", [False, True], ids=["lower", "copied up"])
+def test_truncating_what_is_opened_for_reading(union: Union, upper: bool) -> None:  # noqa: FBT001  # a parameter
+    if upper:
+        union.fs.write("f", b"LOWER")
+    fh = union.fs.open("f", os.O_RDONLY | os.O_TRUNC)
+    assert union.engine.read(fh, 0, 100) == b""
+    union.engine.release(fh)
+    assert union.engine.stats.copy_up_bytes == (7 if upper else 0)
+    assert union.close() == {"f": ""}
+
+
 def test_o22_longest_name(union: Union) -> None:
     union.fs.create("n" * 251, b"x")
     for maker in (union.fs.create, union.fs.mkdir):

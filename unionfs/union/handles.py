@@ -48,18 +48,22 @@ class Handles:
     # -- files -------------------------------------------------------------------
 
     def open(self, node: Node, flags: int) -> int:
-        """Open a regular file; with O_TRUNC for writing no data is copied up."""
+        """Open a regular file; with O_TRUNC no data is copied up.
+
+        As in Linux O_TRUNC also empties what is opened for reading alone (open(2)).
+        """
         if node.is_dir:
             raise error(errno.EISDIR)
         if node.fmt != stat.S_IFREG:
             raise error(errno.ENXIO)
-        writing = flags & os.O_ACCMODE != os.O_RDONLY
+        truncating = bool(flags & os.O_TRUNC)
+        writing = truncating or flags & os.O_ACCMODE != os.O_RDONLY
         if writing:
             copyup = self.writable()
-            if flags & os.O_TRUNC:
+            if truncating:
                 copyup.bring_up(node, 0)
         fd = self.backing(node, writing=writing and node.branch == UPPER)
-        if writing and flags & os.O_TRUNC:
+        if truncating:
             os.ftruncate(fd, 0)
         return self._add(node)
 
