@@ -475,6 +475,19 @@ def test_o22_longest_name(union: Union) -> None:
     assert union.engine.statfs().f_namemax == 251
 
 
+@pytest.mark.parametrize(("length", "code"), [(251, errno.ENOENT), (252, errno.ENAMETOOLONG)])
+def test_a_long_name_that_nobody_has(union: Union, length: int, code: int) -> None:
+    engine, name = union.engine, b"n" * length
+    for using in (
+        lambda: engine.lookup(engine.root, name),
+        lambda: engine.unlink(engine.root, name),
+        lambda: engine.rmdir(engine.root, name),
+        lambda: engine.rename(engine.root, name, engine.root, b"z", 0),
+    ):
+        with raises_errno(code):
+            using()
+
+
 @pytest.mark.parametrize("length", [251, 252, 255])
 @pytest.mark.parametrize("kind", ["file", "dir"])
 def test_o23_deleting_long_names(make_union: UnionMaker, length: int, kind: str) -> None:

@@ -254,12 +254,14 @@ class Tree:
         return self.load(node, name, child.branches[0], child.branches)
 
     def need(self, node: DirNode, name: bytes) -> Node:
-        """Return the node of a visible name; ENOENT without one."""
-        if len(name) > whiteout.NAME_MAX:
-            raise error(errno.ENAMETOOLONG, name)
-        found = self.find(node, name)
+        """Return the node of a visible name; ENOENT without one, ENAMETOOLONG for a long name.
+
+        A layer may have names that are too long to be made in the union.
+        """
+        found = self.find(node, name) if len(name) <= whiteout.NAME_MAX else None
         if found is None:
-            raise error(errno.ENOENT, name)
+            code = errno.ENOENT if len(name) <= whiteout.MAX_NAME else errno.ENAMETOOLONG
+            raise error(code, name)
         return found
 
     def _lower_dirs(self, node: DirNode, name: bytes) -> tuple[int, ...]:
