@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from support.engine_fs import disk_state
-from support.union_case import Union, UnionMaker, raises_errno
+from support.union_case import Union, raises_errno
 
 from unionfs.union import Caller, SetAttr
 
@@ -133,13 +133,24 @@ def test_append_goes_where_the_caller_says(union: Union) -> None:
     assert union.fs.read("f") == b"lower f and more"
 
 
-def test_without_announced_opens_files_live_until_forgotten(make_union: UnionMaker) -> None:
-    union = make_union(opens_known=False)
+@pytest.mark.parametrize("how", ["unlink", "rename"])
+def test_files_live_until_they_are_forgotten(union: Union, how: str) -> None:
+    """An open(2) that found the name may come after the unlink; so may fstat of an O_PATH fd."""
     engine = union.engine
     union.fs.write("p", b"PAIR")
-    for name, body in ((b"f", b"lower f"), (b"p", b"PAIR")):
+    union.fs.unlink("q")
+    for number, (name, body) in enumerate(((b"f", b"lower f"), (b"p", b"PAIR"), (b"s", b""))):
         ino = engine.lookup(engine.root, name).ino
-        engine.unlink(engine.root, name)
+        if how == "unlink":
+            engine.unlink(engine.root, name)
+        else:
+            union.fs.create(f"new{number}")
+            engine.rename(engine.root, b"new%d" % number, engine.root, name)
+        assert engine.getattr(ino).nlink == 0
+        if name == b"s":
+            assert engine.readlink(ino) == b"f"
+            engine.forget(ino, 1)
+            continue
         fh = engine.open(ino, os.O_RDONLY)
         assert engine.read(fh, 0, 100) == body
         engine.release(fh)

@@ -141,7 +141,7 @@ class Handles:
         node = self.file(number)
         del self._files[number]
         node.opens -= 1
-        if not node.opens and node.fd >= 0 and self._tree.options.opens_known:
+        if not node.opens and node.fd >= 0 and not node.gone:
             os.close(node.fd)
             node.fd, node.fd_writable = -1, False
         self._tree.release(node)

@@ -265,8 +265,15 @@ class Names:
             raise error(errno.EISDIR, name)
         self._copyup.ensure_dir(parent)
         steps = self.hide_steps(parent, name)
-        kept, removal = self.removal_steps(node, parent, name)
-        self._journal.run(steps + removal)
+        removal = []
+        if name in self._tree.scan(parent).entries:
+            removal.append(Step(Op.REMOVE, self._place(parent, name)))
+        kept = self.keep(node, parent, name)
+        try:
+            self._journal.run(steps + removal)
+        except OSError:
+            self.drop_kept(kept)
+            raise
         if steps:
             self._tree.scan(parent).whiteouts.add(name)
         self.forget_name(node, parent, name, kept)
@@ -278,18 +285,36 @@ class Names:
             return []
         return [Step(Op.HIDE, self._place(parent, name))]
 
-    def removal_steps(self, node: Node, parent: DirNode, name: bytes) -> tuple[bytes, list[Step]]:
-        """Return how an upper file's name goes; open ones keep a name in the work area."""
-        if node.branch != UPPER or name not in self._tree.scan(parent).entries:
-            return b"", []
-        place = self._place(parent, name)
-        if node.more or not self._must_keep(node):
-            return b"", [Step(Op.REMOVE, place)]
-        kept = self._work.new_name()
-        return kept, [Step(Op.MOVE, self._journal.work_place(kept), place)]
+    def keep(self, node: Node, parent: DirNode, name: bytes) -> bytes:
+        """Link an upper file that is still in use to a name in the work area; return that.
 
-    def _must_keep(self, node: Node) -> bool:
-        return node.opens > 0 or (not self._tree.options.opens_known and node.refs > 0)
+        Where that cannot be done (full disk) an open file is left with its fd, others with
+        nothing: deleting goes on. A second link instead of a move, so that a rename over the
+        file stays one step.
+        """
+        if node.branch != UPPER or node.more or not self._must_keep(node):
+            return b""
+        kept = self._work.new_name()
+        try:
+            os.link(
+                name,
+                kept,
+                src_dir_fd=self._tree.fd(parent, UPPER),
+                dst_dir_fd=self._work.fd,
+                follow_symlinks=False,
+            )
+        except OSError:
+            return b""
+        return kept
+
+    def drop_kept(self, kept: bytes) -> None:
+        """Take back what `keep` did: the file has not lost its name after all."""
+        if kept:
+            os.unlink(kept, dir_fd=self._work.fd)
+
+    @staticmethod
+    def _must_keep(node: Node) -> bool:
+        return bool(node.opens or node.refs)
 
     def forget_name(self, node: Node, parent: DirNode, name: bytes, kept: bytes) -> None:
         """Follow the removal of a file's name in memory."""

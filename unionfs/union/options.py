@@ -67,8 +67,6 @@ class EngineOptions:
     (None: found by trying). `root_mode_fallback` replaces a root directory mode of 0700,
     which old stores gave their layer directories for their own protection.
     `link_tables` gives, by layer path, a loader of the layer's hard-link table.
-    `opens_known` says that every open file is announced by `open`; without it, files are
-    kept readable and writable after their last unlink until they are forgotten.
     `dir_fds` bounds the cached directory fds (None: from RLIMIT_NOFILE).
     """
 
@@ -77,7 +75,6 @@ class EngineOptions:
     native: bool | None = None
     root_mode_fallback: int | None = None
     link_tables: Mapping[bytes, Callable[[], HardlinkTable]] = attrs.field(factory=dict)
-    opens_known: bool = True
     dir_fds: int | None = None
 
 

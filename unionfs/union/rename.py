@@ -116,16 +116,18 @@ class Rename:
             trash, removal = self._names.dir_removal_steps(other, new_parent, new_name)
             steps += removal
         elif other is not None:
-            kept, removal = self._names.removal_steps(other, new_parent, new_name)
-            # rename(2) itself replaces a file that nobody holds open.
-            steps += removal if kept else []
+            kept = self._names.keep(other, new_parent, new_name)
         old, new = self._place(parent, name), self._place(new_parent, new_name)
         steps.append(Step(Op.MOVE, new, old))
         if new_name in tree.scan(new_parent).whiteouts:
             steps.append(Step(Op.UNHIDE, new))
         if isinstance(node, DirNode):
             steps += self._fit_opaque(node, new_parent, new_name, new)
-        self._journal.run(steps)
+        try:
+            self._journal.run(steps)
+        except OSError:
+            self._names.drop_kept(kept)
+            raise
 
         if isinstance(other, DirNode) and final is not None:
             self._names.empty_trash(trash)
