@@ -379,6 +379,15 @@ def test_posix_acls(place: Place) -> None:
     assert "mask" not in place.sh("getfacl --omit-header mnt/f")
 
 
+@pytest.mark.parametrize(("options", "seen"), [([], True), (["noallow_other"], False)])
+def test_mounts_of_root_are_for_everybody(root: Place, options: list[str], seen: bool) -> None:  # noqa: FBT001  # a parameter
+    root.mount(rw="rw", options=options)
+    root.sh("umask 077; echo mine > mnt/d/mine")
+    other = "setpriv --reuid=65534 --regid=65534 --clear-groups cat mnt/"
+    assert (root.run("sh", "-c", other + "f", check=False).stdout == "lower") is seen
+    assert "Permission denied" in root.fails(other + "d/mine")
+
+
 def test_acls_are_enforced_for_others(root: Place) -> None:
     root.sh("chmod 600 base/f")
     root.mount(rw="rw", options=["allow_other"])

@@ -20,6 +20,7 @@ from unionfs.fuse.options import LONG_TIMEOUT, MountOptions
         ("ro,rw", {"read_only": False}),
         ("suid,dev,noexec", {"nosuid": False, "nodev": False, "noexec": True}),
         ("allow_other", {"allow_other": True}),
+        ("allow_other,noallow_other", {"allow_other": False}),
         ("default_permissions", {"default_permissions": True}),
         ("defaults,noauto,_netdev,x-systemd.automount,volatile", {"volatile": True}),
         ("nonempty", {"nonempty": True}),
@@ -78,9 +79,11 @@ def test_refusals_name_the_option(text: str, words: list[str]) -> None:
 def test_open_choices_are_settled_by_caller_and_branch() -> None:
     options = MountOptions()
     root = options.settled(uid=0, writable=True)
-    assert (root.read_only, root.default_permissions) == (False, True)
+    assert (root.read_only, root.default_permissions, root.allow_other) == (False, True, True)
+    alone = MountOptions.parse(["noallow_other"]).settled(uid=0, writable=True)
+    assert (alone.default_permissions, alone.allow_other) == (True, False)
     user = options.settled(uid=1000, writable=False)
-    assert (user.read_only, user.default_permissions) == (True, False)
+    assert (user.read_only, user.default_permissions, user.allow_other) == (True, False, False)
     shared = MountOptions.parse(["allow_other"]).settled(uid=1000, writable=True)
     assert shared.default_permissions
     assert MountOptions.parse(["ro"]).settled(uid=0, writable=True).read_only

@@ -84,6 +84,7 @@ _FLAGS: Final[dict[str, dict[str, Any]]] = {
     "noatime": {"noatime": True},
     "atime": {"noatime": False},
     "allow_other": {"allow_other": True},
+    "noallow_other": {"allow_other": False},
     "default_permissions": {"default_permissions": True},
     "coherent": {"coherent": True},
     "volatile": {"volatile": True},
@@ -111,7 +112,8 @@ _KNOWN: Final = sorted({*_FLAGS, *_VALUES, *_REFUSED})
 class MountOptions:
     """How to mount; timeouts in seconds. The defaults are those of an empty `-o`.
 
-    `read_only` None means: as the writable branch says. `default_permissions` None means:
+    `read_only` None means: as the writable branch says. `allow_other` None means: on for root,
+    whose mounts everybody sees as they see a kernel mount. `default_permissions` None means:
     on for root and with `allow_other`. `nosuid` and `nodev` are on unless root lifts them,
     because an image is somebody else's data.
     """
@@ -123,7 +125,7 @@ class MountOptions:
     sync: bool = False
     dirsync: bool = False
     noatime: bool = False
-    allow_other: bool = False
+    allow_other: bool | None = None
     default_permissions: bool | None = None
     coherent: bool = False
     volatile: bool = False
@@ -211,12 +213,14 @@ class MountOptions:
 
     def settled(self, *, uid: int, writable: bool) -> MountOptions:
         """Return the options with the open choices made for the caller `uid`."""
+        others = uid == 0 if self.allow_other is None else self.allow_other
         permissions = self.default_permissions
         if permissions is None:
-            permissions = uid == 0 or self.allow_other
+            permissions = uid == 0 or others
         return attrs.evolve(
             self,
             read_only=bool(self.read_only) or not writable,
+            allow_other=others,
             default_permissions=permissions,
         )
 
