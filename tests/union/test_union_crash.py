@@ -1,11 +1,13 @@
 """Killing the engine before every single change it makes to the rw branch.
 
 After each kill the branch is opened again and must show the old or the new tree, in
-full; nothing of the work may be left, nor a name beside its own whiteout.
+full; nothing of the work may be left, nor a name beside its own whiteout. The same where
+the disk is full instead: then it is the old tree, and at once.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -57,6 +59,9 @@ _WATCHED = (
     "ftruncate",
     "copy_file_range",
 )
+
+#: Those that may need space on the disk.
+_GROWING = ("mkdir", "mknod", "symlink", "link", "rename", "setxattr", "write", "copy_file_range")
 
 _Call = Callable[..., Any]
 
@@ -237,6 +242,63 @@ def test_killed_anywhere(make_union: UnionMaker, case: str) -> None:
     _check_disk(union.rw)
     for layer in union.layers:
         assert fingerprint(layer) == union.before[layer]
+
+
+def _refuse(patch: pytest.MonkeyPatch, step: int) -> list[str]:
+    """Have the `step`-th call that needs space meet a full disk; return its name once it has."""
+    refused: list[str] = []
+    left = step
+
+    def watched(name: str, call: _Call, counts: Callable[..., bool]) -> _Call:
+        def replacement(*args: Any, **kwargs: Any) -> Any:
+            nonlocal left
+            if counts(*args, **kwargs):
+                left -= 1
+                if left == 0:
+                    refused.append(name)
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return call(*args, **kwargs)
+
+        return replacement
+
+    for name in _GROWING:
+        patch.setattr(os, name, watched(name, getattr(os, name), lambda *_, **__: True))
+    creates = watched("open", os.open, lambda _, flags, *__, **___: bool(flags & os.O_CREAT))
+    patch.setattr(os, "open", creates)
+    renames = watched("renameat2", _sys.renameat2, lambda *_, **__: True)
+    patch.setattr(_sys, "renameat2", renames)
+    return refused
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_disk_full_anywhere(
+    make_union: UnionMaker, case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare, operation = CASES[case]
+    for step in range(1, 1000):
+        union = make_union(LOWER)
+        prepare(union.fs)
+        old = union.fs.tree()
+        with monkeypatch.context() as patch:
+            refused = _refuse(patch, step)
+            code: int | None = 0
+            try:
+                operation(union.fs)
+            except OSError as exc:
+                code = exc.errno
+        assert code in (0, errno.ENOSPC)
+        new = union.fs.tree()
+        assert new == old or not code, f"{refused} at step {step}"
+        if code:
+            work = os.listdir(union.rw / ".wh..wh.unionfs")
+            assert set(work) <= {"whiteout"}, f"{refused} at step {step}"
+        union.reopen()
+        assert union.fs.tree() == new, f"{refused} at step {step}"
+        union.close()
+        _check_disk(union.rw)
+        if not refused:
+            break
+    assert step > 1
 
 
 def _attempt(union: Union, prepare: _Step, operation: _Step) -> None:

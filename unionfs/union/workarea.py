@@ -83,8 +83,13 @@ class WorkArea:
         """
         if content:
             temp = self.new_name()
-            self._make_file(temp, content)
-            os.rename(temp, name, src_dir_fd=self.fd, dst_dir_fd=dirfd)
+            try:
+                self._make_file(temp, content)
+                os.rename(temp, name, src_dir_fd=self.fd, dst_dir_fd=dirfd)
+            except OSError:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(temp, dir_fd=self.fd)
+                raise
             return
         if not self._base_ready:
             self._new_base()
