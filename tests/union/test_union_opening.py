@@ -66,6 +66,30 @@ def test_leftovers_are_swept(union: Union) -> None:
     assert union.close() == {}
 
 
+@pytest.mark.parametrize(
+    "intent",
+    [
+        "remove//..//victim",
+        "remove//d/../..//victim",
+        "remove//.//../victim",
+        "move//.//x//..//victim",
+    ],
+)
+def test_a_journal_reaches_nothing_outside_of_its_branch(union: Union, intent: str) -> None:
+    victim = union.rw.parent / "victim"
+    victim.write_text("precious")
+    (union.rw / "d").mkdir()
+    union.engine.close()
+    work = union.rw / ".wh..wh.unionfs"
+    work.mkdir()
+    os.symlink(intent, work / "journal")
+    with pytest.raises(StoreError, match="unreadable journal step"):
+        union.reopen_closed()
+    assert victim.read_text() == "precious"
+    (work / "journal").unlink()
+    union.reopen_closed()
+
+
 def test_an_unreadable_journal_is_an_error_that_changes_nothing(union: Union) -> None:
     union.fs.write("f", b"UPPER")
     union.engine.close()

@@ -78,6 +78,12 @@ def _encode(steps: Iterable[Step]) -> bytes:
     return _STEP.join(parts)
 
 
+def _is_inside(place: tuple[bytes, bytes]) -> bool:
+    """Tell whether a path and a name stay in the branch: it may be somebody else's work."""
+    path, name = place
+    return b".." not in path.split(b"/") and b"/" not in name and name not in (b"", b".", b"..")
+
+
 def _exists(place: Place) -> bool:
     try:
         os.stat(place.name, dir_fd=place.fd, follow_symlinks=False)
@@ -172,7 +178,7 @@ class Journal:
                 wanted = 2 if op in _WITH_SOURCE else 1
             except ValueError:
                 wanted = 0
-            if not wanted or len(places) != wanted:
+            if not wanted or len(places) != wanted or not all(map(_is_inside, places)):
                 raise StoreError(
                     f"{show(self._branch.path)}: unreadable journal step {show(text)};"
                     " another version of unionfs wrote it: mount with that one first"
