@@ -260,11 +260,12 @@ def test_unlinked_open_files_live_on(place: Place) -> None:
     assert tree_of(place.path / "rw") == [".wh.f"]
 
 
-def test_writes_clear_setuid(root: Place) -> None:
+@pytest.mark.parametrize("change", ["echo y >> mnt/su", ": > mnt/su", "truncate -s 9 mnt/su"])
+def test_writes_clear_setuid(root: Place, change: str) -> None:
     root.sh("printf x > base/su; chmod 6777 base/su")
-    root.mount(rw="rw", options=["allow_other,suid"])
-    root.run("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "sh", "-c",
-             "echo y >> mnt/su")  # fmt: skip
+    root.mount(rw="rw", options=["suid"])
+    root.sh(f"stat mnt/su; {change}; chmod 6777 mnt/su")
+    root.run("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "sh", "-c", change)
     assert root.sh("stat -c %a mnt/su") == "777\n"
     root.sh("chmod 4755 mnt/su; chown 5:6 mnt/su")
     assert root.sh("stat -c '%a %u %g' mnt/su") == "755 5 6\n"

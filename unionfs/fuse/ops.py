@@ -256,7 +256,17 @@ class Operations(pyfuse3.Operations):
     @handler
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
         """Open a file; nothing is copied before the first write."""
-        return self._info(self.engine.open(inode, flags), inode, flags)
+        handle = self.engine.open(inode, flags)
+        if flags & os.O_TRUNC and ctx.uid:
+            self._drop_setuid(inode)
+        return self._info(handle, inode, flags)
+
+    def _drop_setuid(self, inode: int) -> None:
+        """Do what the kernel does at every other change of content, but not at O_TRUNC."""
+        mode = self.engine.getattr(inode).mode
+        drop = stat.S_ISUID | (stat.S_ISGID if mode & stat.S_IXGRP else 0)
+        if mode & drop:
+            self.engine.setattr(inode, SetAttr(mode=stat.S_IMODE(mode & ~drop)))
 
     @handler
     async def create(
