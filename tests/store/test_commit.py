@@ -76,6 +76,7 @@ def test_branch_becomes_a_layer(graph: Graph, base: ImageId, rw: Path) -> None:
     (rw / ".wh..wh.unionfs/leftover").write_text("temporary")
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(rw / "socket"))
+        os.link(rw / "socket", rw / "socket-too")
         image_id, warnings = commit(graph, base, os.fsencode(rw))
     assert warnings == []
     assert tree(graph, image_id) == {

@@ -211,6 +211,8 @@ def layer_tar(branch: Branch, *, root: bool, signature: Signature | None = None)
         if st is None:
             yield member_header(Entry(name=path, kind=Kind.FILE, mode=_MARKER_MODE))
             continue
+        if st.fmt == stat.S_IFSOCK:
+            continue  # before hard links: a second name has nothing to link to
         key = (st.dev, st.ino)
         if st.fmt != stat.S_IFDIR and st.nlink > 1 and first.setdefault(key, path) != path:
             link = Entry(
