@@ -25,7 +25,7 @@ from unionfs.store.config import read_config
 from unionfs.store.graph import Graph
 from unionfs.store.ids import ImageId, chain_id
 from unionfs.store.images import image_tree, inspect, list_images
-from unionfs.store.ingest import import_image
+from unionfs.store.ingest import Assembly, import_image
 from unionfs.store.store import Store
 
 TARS = [
@@ -198,6 +198,28 @@ def test_tags(root: Path) -> None:
         assert store.resolve("demo/app:v1") == moved.id
         named = store.import_image(image, transport="oci", references=["mine"])
         assert store.tags.by_id()[named.id] == ["mine:latest"]
+
+
+def test_nobody_collects_an_image_before_it_is_tagged(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Assembly.__exit__
+
+    def collect_at_once(assembly: Assembly, *error: Any) -> None:
+        original(assembly, *error)
+        with Store.open(os.fsencode(root)) as other:
+            other.graph.gc(all_images=True)
+
+    monkeypatch.setattr(Assembly, "__exit__", collect_at_once)
+    (tmp_path / "rw").mkdir()
+    with Store.open(os.fsencode(root)) as store:
+        added = store.import_image(image_of(TARS), transport="test", references=["a:1"])
+        again = store.import_image(image_of(TARS), transport="test", references=["a:2"])
+        made = store.commit(added.id, os.fsencode(tmp_path / "rw"), references=["b:1"])
+        assert again.id == added.id
+        assert store.resolve("a:1") == store.resolve("a:2") == added.id
+        assert store.resolve("b:1") == made.id
+        assert store.graph.in_use() == frozenset()
 
 
 def test_base_is_held_while_something_is_built_on_it(graph: Graph) -> None:

@@ -22,7 +22,7 @@ from unionfs.store import config as configs
 from unionfs.store.graph import Graph
 from unionfs.store.ids import ImageId
 from unionfs.store.image import now
-from unionfs.store.ingest import Assembly, Progress
+from unionfs.store.ingest import Assembly, Progress, Stored
 from unionfs.store.layertar import ChangedError, Signature, layer_tar
 from unionfs.store.rw import check_journal, open_rw
 
@@ -45,12 +45,13 @@ def commit(
     dialect: Dialect | None = None,
     limits: Limits = DEFAULT,
     progress: Progress | None = None,
+    stored: Stored | None = None,
 ) -> tuple[ImageId, list[str]]:
     """Store `parent` with the rw branch on top as a new image; return its id and warnings.
 
-    `changes` are texts as of `config.apply_changes`. An empty branch gives a new image with an
-    empty layer. Raises `NotFoundError` without such a directory, `BusyError` when the branch does
-    not hold still.
+    `changes` are texts as of `config.apply_changes`, `stored` as of `Assembly`. An empty branch
+    gives a new image with an empty layer. Raises `NotFoundError` without such a directory,
+    `BusyError` when the branch does not hold still.
     """
     branch = open_rw(rw, dialect)
     if branch is None:
@@ -58,7 +59,10 @@ def commit(
     with branch:
         for left in reversed(range(_TRIES)):
             try:
-                return _attempt(graph, parent, branch, author, comment, changes, limits, progress)
+                with Assembly(
+                    graph, transport="commit", limits=limits, progress=progress, stored=stored
+                ) as assembly:
+                    return _attempt(assembly, graph, parent, branch, author, comment, changes)
             except BusyError:
                 if not left:
                     raise
@@ -67,42 +71,40 @@ def commit(
 
 
 def _attempt(
+    assembly: Assembly,
     graph: Graph,
     parent: ImageId,
     branch: Branch,
     author: str,
     comment: str,
     changes: Sequence[str],
-    limits: Limits,
-    progress: Progress | None,
 ) -> tuple[ImageId, list[str]]:
-    with Assembly(graph, transport="commit", limits=limits, progress=progress) as assembly:
-        assembly.base(parent)
-        document = configs.config_of(graph, parent, assembly.diff_ids)
-        configs.apply_changes(document, changes)
-        root = _root_differs(branch, graph.layer_dirs(parent))
+    assembly.base(parent)
+    document = configs.config_of(graph, parent, assembly.diff_ids)
+    configs.apply_changes(document, changes)
+    root = _root_differs(branch, graph.layer_dirs(parent))
 
-        # What was written before now must not look as if it were written during the commit.
-        time.sleep(_SETTLE)
-        signature = Signature()
+    # What was written before now must not look as if it were written during the commit.
+    time.sleep(_SETTLE)
+    signature = Signature()
 
-        def open_tar() -> BinaryIO:
-            chunks = layer_tar(branch, root=root, signature=signature)
-            return io.BufferedReader(ChunkReader(chunks), _CHUNK)
+    def open_tar() -> BinaryIO:
+        chunks = layer_tar(branch, root=root, signature=signature)
+        return io.BufferedReader(ChunkReader(chunks), _CHUNK)
 
-        check_journal(branch)
-        added = len(assembly.diff_ids)
-        assembly.add(SourceLayer(None, OCI_TAR, None, open_tar))
-        if signature.is_fresh() or Signature.of(branch) != signature.digest():
-            raise ChangedError(b".")
-        check_journal(branch)
-        entry = {"created_by": "unionfs commit"}
-        entry |= {"author": author} if author else {}
-        entry |= {"comment": comment} if comment else {}
-        document = configs.derive(document, assembly.diff_ids[added:], now(), entry)
-        if author:
-            document["author"] = author
-        return assembly.finish(configs.encode(document)), assembly.warnings
+    check_journal(branch)
+    added = len(assembly.diff_ids)
+    assembly.add(SourceLayer(None, OCI_TAR, None, open_tar))
+    if signature.is_fresh() or Signature.of(branch) != signature.digest():
+        raise ChangedError(b".")
+    check_journal(branch)
+    entry = {"created_by": "unionfs commit"}
+    entry |= {"author": author} if author else {}
+    entry |= {"comment": comment} if comment else {}
+    document = configs.derive(document, assembly.diff_ids[added:], now(), entry)
+    if author:
+        document["author"] = author
+    return assembly.finish(configs.encode(document)), assembly.warnings
 
 
 def _root_differs(branch: Branch, layers: Sequence[bytes]) -> bool:

@@ -37,7 +37,7 @@ from unionfs.store.layertar import layer_diff_id
 from unionfs.store.layertree import LayerTree, Notes
 from unionfs.store.normal import normalise
 
-__all__ = ["RECORD_NAME", "Assembly", "Progress", "import_image"]
+__all__ = ["RECORD_NAME", "Assembly", "Progress", "Stored", "import_image"]
 
 #: File of a layer's entry from which its archive is re-created.
 RECORD_NAME: Final = b"tar-record.zst"
@@ -53,6 +53,10 @@ class Progress(Protocol):
     def __call__(self, label: str, done: int, total: int | None, /) -> None:
         """Show it; called about every 256 KiB, in the importing thread."""
         ...
+
+
+#: Told the id of an image that has just been stored and that nobody can collect yet.
+Stored = Callable[[ImageId], None]
 
 
 def _silent(_label: str, _done: int, _total: int | None, /) -> None:
@@ -98,7 +102,8 @@ class Assembly:
     """Collects the layers of one new image; use in a `with` block, end with `finish`.
 
     Layers are given base first with `add`, on top of those of `base`. Nothing appears in the graph
-    before `finish`; leaving the block without it discards everything.
+    before `finish`; leaving the block without it discards everything. `stored` is called with the
+    new image's id while the image is still held, which is the time to tag it.
     """
 
     def __init__(
@@ -108,11 +113,13 @@ class Assembly:
         transport: str,
         limits: Limits = DEFAULT,
         progress: Progress | None = None,
+        stored: Stored | None = None,
     ) -> None:
         self._graph = graph
         self._transport = transport
         self._limits = limits
         self._progress = progress or _silent
+        self._stored = stored
         self._stack = contextlib.ExitStack()
         self._branches: list[Branch] = []  # top first
         self._layers: list[_Layer] = []
@@ -306,6 +313,8 @@ class Assembly:
             if layer.staging is not None:
                 layer.staging.commit(layer.image_id, exists_ok=True)
         staging.commit(image_id, exists_ok=True)
+        if self._stored is not None:
+            self._stored(image_id)
         return image_id
 
 
@@ -317,18 +326,21 @@ def import_image(
     parent: ImageId | None = None,
     limits: Limits = DEFAULT,
     progress: Progress | None = None,
+    stored: Stored | None = None,
 ) -> tuple[ImageId, list[str]]:
     """Store `image`; return its id and the warnings.
 
     An image without a configuration gets one that depends on its content only (and on
     `SOURCE_DATE_EPOCH`). `parent` is allowed for those alone: it is put below, and its
-    configuration is the starting point.
+    configuration is the starting point. `stored` as of `Assembly`.
     """
     if parent is not None and (image.config is not None or image.v1_json):
         raise HostileArchiveError(
             "this is a complete image with its own layers; --parent is for root filesystems"
         )
-    with Assembly(graph, transport=transport, limits=limits, progress=progress) as assembly:
+    with Assembly(
+        graph, transport=transport, limits=limits, progress=progress, stored=stored
+    ) as assembly:
         document = configs.new_config()
         if parent is not None:
             assembly.base(parent)

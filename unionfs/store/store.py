@@ -7,8 +7,8 @@ in is held until its tag is set, so that no collector takes it in between.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -104,8 +104,9 @@ class Store:
             parent=parent,
             limits=limits,
             progress=progress,
+            stored=partial(self._tag, wanted, force=force),
         )
-        return self._tag(image_id, wanted, warnings, force=force)
+        return Added(image_id, tuple(wanted), tuple(warnings))
 
     def commit(
         self,
@@ -132,8 +133,9 @@ class Store:
             changes=changes,
             dialect=dialect,
             progress=progress,
+            stored=partial(self._tag, wanted, force=force),
         )
-        return self._tag(image_id, wanted, warnings, force=force)
+        return Added(image_id, tuple(wanted), tuple(warnings))
 
     def export(
         self,
@@ -166,21 +168,9 @@ class Store:
                     f"tag {reference} is already set to {short_id(old)}; use --force to move it"
                 )
 
-    def _tag(
-        self,
-        image_id: ImageId,
-        references: Sequence[Reference],
-        warnings: Sequence[str],
-        *,
-        force: bool,
-    ) -> Added:
-        held = self.graph.hold(image_id)
-        try:
-            for reference in references:
-                self.tags.set(reference, image_id, force=force)
-        finally:
-            os.close(held)
-        return Added(image_id, tuple(references), tuple(warnings))
+    def _tag(self, references: Sequence[Reference], image_id: ImageId, *, force: bool) -> None:
+        for reference in references:
+            self.tags.set(reference, image_id, force=force)
 
 
 def _names(texts: Sequence[str]) -> list[Reference]:
