@@ -78,7 +78,7 @@ def test_a_defect_is_one_line_and_a_file(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     monkeypatch.delenv("UNIONFS_TRACEBACK", raising=False)
     failing.append(KeyError("odd"))
     done = run("images")
@@ -91,6 +91,34 @@ def test_a_defect_is_one_line_and_a_file(
     )
     assert match
     assert "Traceback" in Path(match[1]).read_text()
+    assert Path(match[1]).parent == tmp_path / "unionfs"
+
+
+def test_details_of_defects_do_not_pile_up(
+    run: Run,
+    failing: list[BaseException],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    failing.append(KeyError("odd"))
+    for _ in range(15):
+        last = run("images").err.rpartition(" ")[2].strip()
+    files = list((tmp_path / "unionfs").iterdir())
+    assert len(files) == 10
+    assert Path(last) in files
+
+
+def test_a_defect_without_a_place_for_details(
+    run: Run,
+    failing: list[BaseException],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
+    failing.append(KeyError("odd"))
+    assert run("images").err.endswith("run it again with -v for details\n")
 
 
 def test_a_defect_shows_its_traceback_to_those_who_ask(

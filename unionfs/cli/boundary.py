@@ -13,7 +13,6 @@ import contextlib
 import errno
 import os
 import sys
-import tempfile
 import traceback
 from collections.abc import Sequence
 from typing import Final, NoReturn
@@ -21,6 +20,7 @@ from typing import Final, NoReturn
 import click
 from click.exceptions import NoArgsIsHelpError
 
+from unionfs.cli.defects import keep_traceback
 from unionfs.cli.group import cli
 from unionfs.errors import UnionfsError, show
 
@@ -64,10 +64,7 @@ def _internal(error: BaseException) -> None:
         where = "details are above"
     else:
         try:
-            fd, name = tempfile.mkstemp(prefix="unionfs-", suffix=".traceback")
-            with os.fdopen(fd, "w", errors="backslashreplace") as file:
-                traceback.print_exception(error, file=file)
-            where = f"details are in {name}"
+            where = f"details are in {show(keep_traceback(error))}"
         except OSError:
             where = "run it again with -v for details"
     text = f"{type(error).__name__}: {error}".rstrip(": ")
