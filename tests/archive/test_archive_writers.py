@@ -280,6 +280,36 @@ def _broken(image: Image) -> list[LayerOut]:
     return [*image.layers[:2], attrs.evolve(image.layers[2], open=lambda: [bytes(512)])]
 
 
+def test_a_failure_leaves_an_empty_directory_empty(image: Image, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    for _ in range(2):
+        with pytest.raises(DigestMismatchError):
+            write_oci(os.fsencode(tmp_path / "out"), None, image.config, _broken(image))
+        assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_what_a_killed_writer_left_is_no_obstacle(image: Image, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def killed() -> Iterator[bytes]:
+        yield b"x"
+        os._exit(9)
+
+    child = os.fork()
+    if not child:
+        write_oci(
+            os.fsencode(out),
+            None,
+            image.config,
+            [attrs.evolve(image.layers[0], open=killed), *image.layers[1:]],
+        )
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert any(path.name.startswith(".unionfs-") for path in out.iterdir())
+    write_oci(os.fsencode(out), "v1", image.config, image.layers)
+    assert contents(f"oci:{out}:v1")[0] == image.config
+    assert sorted(os.listdir(out)) == ["blobs", "index.json", "oci-layout"]
+
+
 def _writers(base: Path) -> dict[str, Any]:
     return {
         "oci": partial(write_oci, os.fsencode(base / "out"), "x"),

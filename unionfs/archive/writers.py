@@ -43,6 +43,7 @@ _CONFIG: Final = "application/vnd.oci.image.config.v1+json"
 #: image-spec annotations.md, "Pre-Defined Annotation Keys", org.opencontainers.image.ref.name.
 _REF: Final = re.compile(r"[A-Za-z0-9]+(?:(?:[-._:@+/]|--)[A-Za-z0-9]+)*")
 _GZIP_LEVEL: Final = 6
+_STAGE: Final = b".unionfs-"
 
 
 @attrs.frozen
@@ -102,6 +103,7 @@ class _Layout:
         self._blobs = os.path.join(path, b"blobs", b"sha256")
         self._new: list[bytes] = []
         self._made = not os.path.lexists(path)
+        self._fresh = False
         if self._made:
             os.mkdir(path)
         elif os.listdir(path) and not os.path.exists(os.path.join(path, b"oci-layout")):
@@ -112,13 +114,24 @@ class _Layout:
         try:
             # Two writers would lose each other's entry in index.json.
             fcntl.flock(self._lock, fcntl.LOCK_EX)
+            self._begin()
             os.makedirs(self._blobs, exist_ok=True)
-            self._stage = tempfile.mkdtemp(prefix=b".unionfs-", dir=path)
+            self._stage = tempfile.mkdtemp(prefix=_STAGE, dir=path)
         except BaseException:
             os.close(self._lock)
             if self._made:
                 shutil.rmtree(path, ignore_errors=True)
             raise
+
+    def _begin(self) -> None:
+        """Sweep what a killed writer left; mark a new layout, so that ours can be added to."""
+        names = os.listdir(self.path)
+        for name in names:
+            if name.startswith(_STAGE):
+                shutil.rmtree(os.path.join(self.path, name), ignore_errors=True)
+        self._fresh = not names
+        if self._fresh:
+            self._file(b"oci-layout", _json({"imageLayoutVersion": "1.0.0"}))
 
     def blob(self, chunks: Iterable[bytes], media_type: str) -> dict[str, Any]:
         """Add a blob; return its descriptor."""
@@ -145,7 +158,6 @@ class _Layout:
     def finish(self, descriptor: dict[str, Any], tag: str | None) -> None:
         """Put the manifest into index.json, in place of an older one with the same tag."""
         fsync_directory(self._blobs)
-        self._file(b"oci-layout", _json({"imageLayoutVersion": "1.0.0"}))
         index = self._index()
         if tag is not None:
             descriptor = {**descriptor, "annotations": {REF_NAME: tag}}
@@ -158,7 +170,7 @@ class _Layout:
             index["manifests"].append(descriptor)
         self._file(b"index.json", _json(index))
         self._new = []
-        self._made = False
+        self._made = self._fresh = False
 
     def _file(self, name: bytes, data: bytes) -> None:
         with replacing(os.path.join(self.path, name), replace=True) as file:
@@ -183,6 +195,9 @@ class _Layout:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
         shutil.rmtree(self._stage if not self._made else self.path, ignore_errors=True)
+        if self._fresh and not self._made:
+            shutil.rmtree(os.path.join(self.path, b"blobs"), ignore_errors=True)
+            os.unlink(os.path.join(self.path, b"oci-layout"))
         os.close(self._lock)
 
 
