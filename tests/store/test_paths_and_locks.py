@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 from support.crash import fork, run_child
+from support.rootless import run_as_nobody, runtime
 
 from unionfs.errors import BusyError, StoreError, UsageError
 from unionfs.store import paths
 from unionfs.store._fs import directory
 from unionfs.store.locks import hold_image, store_lock, try_exclusive
+from unionfs.store.store import Store
 
 
 def test_the_variable_wins(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,3 +130,17 @@ def test_holders_and_removers(tmp_path: Path) -> None:
         assert try_exclusive(second)
         with pytest.raises(BusyError):
             hold_image(first)
+
+
+@pytest.mark.usefixtures("as_root")
+def test_changing_a_store_of_somebody_else_is_one_clear_line(open_tmp: Path) -> None:
+    with Store.open(os.fsencode(open_tmp / "store")) as store:
+        store.graph.create()
+    for path in (open_tmp / "store", open_tmp / "store/graph"):
+        path.chmod(0o755)
+    argv = [*runtime().argv, "-m", "unionfs", "--root", str(open_tmp / "store"), "untag", "a:1"]
+    done = run_as_nobody(argv)
+    assert done.returncode == 1
+    assert done.stderr.startswith(b"unionfs: the image store ")
+    assert b"cannot be written by you" in done.stderr
+    assert done.stderr.count(b"\n") == 1

@@ -17,7 +17,7 @@ import os
 import threading
 from typing import TYPE_CHECKING, Final
 
-from unionfs.errors import BusyError, StoreError
+from unionfs.errors import BusyError, StoreError, UnsupportedError, show
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,8 +46,14 @@ def _open_lock(graph_fd: int, *, exclusive: bool) -> int | None:
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise StoreError("graph/.lock of the store is a symbolic link; remove it") from error
-        if error.errno not in _DENIED or exclusive:
+        if error.errno not in _DENIED:
             raise
+        if exclusive:
+            where = os.path.dirname(os.readlink(b"/proc/self/fd/%d" % graph_fd))
+            raise UnsupportedError(
+                f"the image store {show(where)} cannot be written by you ({error.strerror});"
+                " choose another with --root or $UNIONFS_ROOT"
+            ) from error
     # A store that the caller may only read: lock what is there, or do without.
     try:
         return os.open(LOCK_NAME, flags | os.O_RDONLY, dir_fd=graph_fd)
