@@ -196,3 +196,23 @@ def test_interrupt_of_a_real_process(tmp_path: Path) -> None:
         out, err = child.communicate(timeout=30)
     assert (child.returncode, out, err.strip()) == (130, b"", b"")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_signals_leave_nothing_half_made(tmp_path: Path, number: signal.Signals) -> None:
+    code = (
+        "import os, sys; from unionfs.store import ingest; from unionfs.cli import main;"
+        "finish = ingest.normalise;"
+        f"ingest.normalise = lambda *a: (os.kill(os.getpid(), {int(number)}), finish(*a));"
+        "main()"
+    )
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree/file").write_text("x")
+    argv = ["--root", str(tmp_path / "store"), "import", str(tmp_path / "tree")]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *argv], capture_output=True, check=False, env=child_env()
+    )
+    assert done.returncode == 128 + number
+    assert done.stdout == b""
+    assert list((tmp_path / "store/graph/:tmp:").iterdir()) == []
+    assert sorted(os.listdir(tmp_path / "store/graph")) == [".lock", ":tmp:"]

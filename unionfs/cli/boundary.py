@@ -22,6 +22,7 @@ from click.exceptions import NoArgsIsHelpError
 
 from unionfs.cli.defects import keep_traceback
 from unionfs.cli.group import cli
+from unionfs.cli.signals import Terminated
 from unionfs.errors import UnionfsError, show
 
 __all__ = ["INTERNAL_ERROR", "describe", "main", "run"]
@@ -94,6 +95,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         return _INTERRUPTED
+    except Terminated as ended:
+        return 128 + ended.number
     except UnionfsError as error:
         _say(str(error))
         return error.exit_status

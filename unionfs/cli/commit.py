@@ -12,6 +12,7 @@ from unionfs.cli.branches import branch_of
 from unionfs.cli.group import root_option, state, verbose_option
 from unionfs.cli.import_ import tell
 from unionfs.cli.progress import progress
+from unionfs.cli.signals import orderly_end
 from unionfs.errors import UsageError, show
 
 __all__ = ["command"]
@@ -64,7 +65,7 @@ def command(
             f"{show(mountpoint or '')} is a mount of plain directories; only a branch on top of"
             " an image can be committed"
         )
-    with state().store() as store, progress("archiving") as report:
+    with state().store() as store, orderly_end(), progress("archiving") as report:
         added = store.commit(
             store.graph.get_exact(branch.image).id,
             branch.rw,

@@ -14,6 +14,7 @@ from unionfs.cli import output
 from unionfs.cli.arguments import IMAGE
 from unionfs.cli.group import root_option, state, verbose_option
 from unionfs.cli.progress import progress
+from unionfs.cli.signals import orderly_end
 from unionfs.errors import UsageError
 
 __all__ = ["command"]
@@ -41,7 +42,7 @@ def command(*, image: str, destination: str, force: bool) -> None:
     to_stdout = destination.partition(":")[2].split(":")[0] == "-"
     if to_stdout and sys.stdout.isatty():
         raise UsageError("an archive on a terminal is of no use; redirect standard output")
-    with state().store() as store, progress("writing") as report:
+    with state().store() as store, orderly_end(), progress("writing") as report:
         image_id = store.resolve(image)
         done = store.export(image_id, destination, replace=force, progress=report)
     if to_stdout:

@@ -15,6 +15,7 @@ from unionfs.cli import output
 from unionfs.cli.arguments import IMAGE, NAME
 from unionfs.cli.group import root_option, state, verbose_option
 from unionfs.cli.progress import progress
+from unionfs.cli.signals import orderly_end
 from unionfs.errors import InvalidNameError, UsageError, show
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def command(
         with state().store(create=True) as store:
             base = None if parent is None else store.resolve(parent)
             for image in found.images:
-                with progress("reading") as report:
+                with orderly_end(), progress("reading") as report:
                     added = store.import_image(
                         image,
                         transport=found.transport,
