@@ -8,8 +8,9 @@ BIN := .venv/bin
 PACKAGES := libfuse3-dev fuse3 pkg-config gcc python3-dev python3-venv
 # Tools the tests and the demo compare with or build images by.
 TEST_PACKAGES := umoci skopeo fuse-overlayfs attr acl uidmap
+VM_PACKAGES := qemu-system-x86 e2fsprogs fuse-overlayfs attr acl uidmap
 
-.PHONY: demo test lint format bench clean packages test-packages
+.PHONY: demo test test-vm lint format bench clean packages test-packages
 
 .venv/ready: pyproject.toml | packages
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -30,6 +31,11 @@ demo: .venv/ready test-packages
 test: .venv/ready test-packages
 	.ci/open-dev-fuse
 	$(BIN)/python -m pytest $(ARGS)
+
+# The back ends under another kernel: KERNEL=path/to/bzImage [MODULES=dir], else Debian's.
+test-vm: .venv/ready
+	@.ci/packages $(VM_PACKAGES)
+	@PYTHONPATH=tests $(BIN)/python -m support.vm --kernel "$(KERNEL)" --modules "$(MODULES)" $(ARGS)
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -19,6 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from bench.kernel_subjects import KERNEL_SUBJECTS
 from bench.subjects import SUBJECTS, Subject
 from bench.workloads import WORKLOADS, Shape, Workload, make_layers
 
@@ -82,7 +83,7 @@ def main() -> None:
     arguments = parser.parse_args()
     shape = Shape(quick=arguments.quick)
     subjects = []
-    for subject in SUBJECTS:
+    for subject in (*SUBJECTS, *KERNEL_SUBJECTS):
         reason = subject.missing()
         if reason:
             print(f"left out: {subject.name}: {reason}")
@@ -96,6 +97,8 @@ def main() -> None:
     finally:
         shutil.rmtree(root)
     print(_table(times, subjects, reference))
+    if any(s.name == "aufs" for s in subjects):
+        print(_table(times, subjects, "aufs"))
     for subject in subjects:
         print(f"{subject.name}: {subject.options or 'no options'}")
     facts = {

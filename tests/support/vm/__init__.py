@@ -1,0 +1,1 @@
+"""Another kernel under qemu: the back-end tests and the benchmark run inside, results come out."""
