@@ -144,3 +144,12 @@ def test_changing_a_store_of_somebody_else_is_one_clear_line(open_tmp: Path) -> 
     assert done.stderr.startswith(b"unionfs: the image store ")
     assert b"cannot be written by you" in done.stderr
     assert done.stderr.count(b"\n") == 1
+
+
+@pytest.mark.usefixtures("as_root")
+def test_an_unreadable_branch_is_named(open_tmp: Path) -> None:
+    layer = open_tmp / "layer"
+    layer.mkdir(mode=0o700)
+    code = f"from unionfs.branch import Branch; Branch.open({os.fsencode(layer)!r})"
+    done = run_as_nobody([*runtime().argv, "-c", code])
+    assert b"UnsupportedError: you may not read %b;" % os.fsencode(layer) in done.stderr

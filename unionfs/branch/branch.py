@@ -18,6 +18,7 @@ from typing import NamedTuple, Self
 from unionfs.branch import whiteout, xattrs
 from unionfs.branch.override import OWNER_XATTR, STAT_XATTR, Override
 from unionfs.branch.whiteout import Dialect, Meaning
+from unionfs.errors import UnsupportedError, show
 
 __all__ = ["Branch", "DirScan", "Status", "proc_path"]
 
@@ -101,8 +102,19 @@ class Branch:
 
     @classmethod
     def open(cls, path: bytes, dialect: Dialect = Dialect.AUFS) -> Self:
-        """Open the directory `path` as a branch; OSError when it is not one."""
-        return cls(path, os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC), dialect)
+        """Open the directory `path` as a branch; OSError when it is not one.
+
+        Raises UnsupportedError when the caller may not read it.
+        """
+        fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        # An O_PATH descriptor asks for no rights; what fails later could not say where.
+        if not os.access(b".", os.R_OK | os.X_OK, dir_fd=fd, effective_ids=True):
+            os.close(fd)
+            raise UnsupportedError(
+                f"you may not read {show(path)}; give its owner the rights (chmod u+rx), or use"
+                " one of your own"
+            )
+        return cls(path, fd, dialect)
 
     def close(self) -> None:
         """Release the root fd."""
@@ -226,15 +238,6 @@ class Branch:
     def status(self, dirfd: int, name: bytes) -> Status:
         """Return the presented attributes of an entry, links not followed."""
         return self._present(os.stat(name, dir_fd=dirfd, follow_symlinks=False), dirfd, name)
-
-    def status_fd(self, fd: int) -> Status:
-        """Return the presented attributes of an open file (not O_PATH)."""
-        st = os.fstat(fd)
-        override = None
-        if self.marked:
-            with contextlib.suppress(OSError):
-                override = Override.parse(os.getxattr(fd, STAT_XATTR))
-        return self._build(st, override)
 
     def override(self, dirfd: int, name: bytes) -> Override | None:
         """Return the override recorded on an entry, if there is a valid one."""
