@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,11 @@ NOBODY = 65534
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A shell starts background jobs with these ignored, and so does nohup; programs that the
+    # tests start would inherit that and never see the signals the tests send.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     config.addinivalue_line("markers", "logs_warnings: this test provokes warnings on purpose")
 
 
