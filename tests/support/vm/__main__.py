@@ -22,6 +22,8 @@ _AREAS: Final = ("kernel", "fuse", "union", "run", "doctor")
 #: How much slower emulation is than KVM, roughly; only for limits of time.
 _SLOW: Final = 8
 _JOB_SECONDS: Final = 900
+#: For booting, and for the machine to end its jobs.
+_GRACE: Final = 120
 _TEST_SECONDS: Final = 120
 
 
@@ -30,7 +32,7 @@ def _say(line: str) -> None:
     sys.stdout.flush()
 
 
-def plan(areas: list[str], bench: list[str], *, kvm: bool) -> dict[str, Any]:
+def plan(areas: list[str], bench: list[str], *, kvm: bool, minutes: int = 40) -> dict[str, Any]:
     """Return what guest.py shall do."""
     python = str(_CHECKOUT / ".venv" / "bin" / "python")
     out = "/tmp/unionfs-vm-results"  # inside the machine; see guest.py
@@ -61,6 +63,7 @@ def plan(areas: list[str], bench: list[str], *, kvm: bool) -> dict[str, Any]:
         jobs.append({"name": "bench", "argv": argv, "seconds": _JOB_SECONDS * factor})
     return {
         "checkout": str(_CHECKOUT),
+        "seconds": minutes * 60 * factor,
         "jobs": jobs,
         "environment": {
             "HOME": "/tmp/home",  # inside the machine
@@ -100,7 +103,9 @@ def _kernel(arguments: argparse.Namespace) -> kernel.Kernel:
 
 def _boot(arguments: argparse.Namespace, place: Path, *, kvm: bool) -> bool:
     chosen = _kernel(arguments)
-    wanted = plan(arguments.tests.split(), arguments.bench.split(), kvm=kvm)
+    wanted = plan(
+        arguments.tests.split(), arguments.bench.split(), kvm=kvm, minutes=arguments.minutes
+    )
     busybox = kernel.unpack_package("busybox-static", _CACHE) / "bin" / "busybox"
     modules = [] if chosen.modules is None else kernel.order(chosen.modules)
     (place / "initrd").write_bytes(initrd(wanted, modules, busybox))
@@ -127,7 +132,8 @@ def _boot(arguments: argparse.Namespace, place: Path, *, kvm: bool) -> bool:
 
     out = Path(arguments.output)
     out.mkdir(parents=True, exist_ok=True)
-    seconds = arguments.minutes * 60 * (1 if kvm else _SLOW)
+    # The machine itself ends its jobs in time; this is for one that hangs.
+    seconds = wanted["seconds"] + _GRACE * (1 if kvm else _SLOW)
     trouble = None
     try:
         qemu.run(qemu.command(machine), out / "console.txt", seconds, tell)

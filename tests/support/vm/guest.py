@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 MARK: Final = "@unionfs-vm "
+_GRACE: Final = 30
 _BUSYBOX: Final = "/vm/busybox"
 _RESULTS: Final = Path("/tmp/unionfs-vm-results")  # the scratch disk of this machine
 
@@ -56,7 +57,7 @@ def _wait(pid: int, seconds: float) -> int | None:
     return None
 
 
-def _run(job: dict[str, Any], checkout: str) -> int:
+def _run(job: dict[str, Any], checkout: str, deadline: float) -> int:
     say(event="start", job=job["name"])
     start = time.monotonic()
     with (_RESULTS / f"{job['name']}.txt").open("wb") as output:
@@ -68,10 +69,10 @@ def _run(job: dict[str, Any], checkout: str) -> int:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        status = _wait(child.pid, job["seconds"])
+        status = _wait(child.pid, min(job["seconds"], deadline - time.monotonic()))
         if status is None:
-            os.killpg(child.pid, signal.SIGABRT)  # faulthandler says where it hangs
-            if _wait(child.pid, 5) is None:
+            os.killpg(child.pid, signal.SIGINT)  # pytest then reports what it has
+            if _wait(child.pid, _GRACE) is None:
                 os.killpg(child.pid, signal.SIGKILL)
     say(event="end", job=job["name"], status=status, seconds=round(time.monotonic() - start, 1))
     return 0 if status == 0 else 1
@@ -85,7 +86,8 @@ def main() -> None:
         filesystems = Path("/proc/filesystems").read_text(encoding="ascii").split()
         unions = [name for name in ("aufs", "overlay", "fuse") if name in filesystems]
         say(event="boot", kernel=os.uname().release, unions=unions)
-        failed = sum(_run(job, plan["checkout"]) for job in plan["jobs"])
+        deadline = time.monotonic() + plan["seconds"]
+        failed = sum(_run(job, plan["checkout"], deadline) for job in plan["jobs"])
         with (_RESULTS / "dmesg.txt").open("wb") as output:
             subprocess.run([_BUSYBOX, "dmesg"], stdout=output, check=False)
         say(event="done", failed=failed)
