@@ -14,6 +14,7 @@ import enum
 import os
 import select
 import shutil
+import signal
 import time
 from collections.abc import Iterator
 from typing import Final
@@ -28,6 +29,7 @@ from unionfs.fuse.request import MountRequest, canonical, is_dead
 from unionfs.fuse.start import EPHEMERAL, run_foreground, start_mount
 
 __all__ = [
+    "MOUNTED",
     "LiveMount",
     "MountOptions",
     "MountRecord",
@@ -44,6 +46,8 @@ __all__ = [
 _FSTYPE: Final = "fuse.unionfs"
 #: Seconds to wait for a daemon to finish after its mount is gone (it may copy and sync).
 _PATIENCE: Final = 60.0
+#: Seconds between looks at the mount table.
+_PAUSE: Final = 0.02
 _MAX_USERS: Final = 8
 _LOG_SECONDS: Final = 7 * 24 * 3600
 
@@ -52,15 +56,21 @@ class State(enum.Enum):
     """What has become of a mount.
 
     DETACHED: lazily unmounted, the daemon serves the last users. ELSEWHERE: in another
-    mount namespace. DEAD: mounted, but the daemon is gone (ENOTCONN). STALE: only the
-    record is left.
+    mount namespace. DEAD: mounted, but the daemon is gone (ENOTCONN). UNATTENDED: a kernel
+    mount that works, but nobody holds its locks or brings its branch into order. STALE: only
+    the record is left.
     """
 
     LIVE = "live"
     DETACHED = "detached"
     ELSEWHERE = "elsewhere"
     DEAD = "dead"
+    UNATTENDED = "unattended"
     STALE = "stale"
+
+
+#: The states in which the mount is there, whether it works or not.
+MOUNTED: Final = (State.LIVE, State.DEAD, State.UNATTENDED)
 
 
 @attrs.frozen
@@ -74,7 +84,11 @@ class LiveMount:
 
 def list_mounts() -> list[LiveMount]:
     """Return the caller's mounts in every state, oldest first, then mounts without a record."""
-    table = [entry for entry in registry.mount_table() if entry.fstype.startswith("fuse")]
+    table = [
+        entry
+        for entry in registry.mount_table()
+        if entry.fstype.startswith("fuse") or entry.is_kernel_union
+    ]
     here = registry.mount_namespace()
     found = []
     known = set()
@@ -85,18 +99,30 @@ def list_mounts() -> list[LiveMount]:
         state = _state(record, entry, here)
         found.append(LiveMount(record.target if entry is None else entry.target, state, record))
     for entry in table:
-        # Those of others are not ours to judge: asking their daemon could hang us.
-        if entry.fstype != _FSTYPE or entry.owner not in (None, os.geteuid()):
-            continue
-        if (entry.device, entry.target) not in known:
+        if _is_ours(entry) and (entry.device, entry.target) not in known:
             state = State.DEAD if is_dead(entry.target) else State.LIVE
             found.append(LiveMount(entry.target, state, None))
     return found
 
 
+def _is_ours(entry: MountEntry) -> bool:
+    """Tell whether a mount without a record may be the caller's own.
+
+    Those of others are not ours to judge: asking their daemon could hang us.
+    """
+    if entry.is_kernel_union:
+        return os.geteuid() == 0
+    return entry.fstype == _FSTYPE and entry.owner in (None, os.geteuid())
+
+
 def _entry_of(record: MountRecord, table: list[MountEntry]) -> MountEntry | None:
     """Return the record's line in the mount table; the target may have been renamed."""
-    same = [entry for entry in table if entry.device == record.device]
+    kernel = record.backend != "fuse"
+    same = [
+        entry
+        for entry in table
+        if entry.device == record.device and entry.is_kernel_union == kernel
+    ]
     exact = [entry for entry in same if entry.target == record.target]
     if exact:
         return exact[-1]
@@ -110,7 +136,9 @@ def _state(record: MountRecord, entry: MountEntry | None, here: int) -> State:
         return State.ELSEWHERE if alive else State.STALE
     if alive:
         return State.LIVE if entry is not None else State.DETACHED
-    return State.STALE if entry is None else State.DEAD
+    if entry is None:
+        return State.STALE
+    return State.DEAD if record.backend == "fuse" else State.UNATTENDED
 
 
 def find(target: bytes) -> LiveMount | None:
@@ -119,7 +147,7 @@ def find(target: bytes) -> LiveMount | None:
     mounts = list_mounts()
     while True:
         for mount in reversed(mounts):
-            if mount.target == path and mount.state in (State.LIVE, State.DEAD):
+            if mount.target == path and mount.state in MOUNTED:
                 return mount
         if path in (b"/", b""):
             break
@@ -131,8 +159,9 @@ def find(target: bytes) -> LiveMount | None:
 def umount(target: bytes, *, lazy: bool = False) -> None:
     """Unmount the union on `target` and wait until its daemon has finished.
 
-    Cleans up dead and stale ones. `lazy` takes the name away at once and lets programs that
-    still use it finish. BusyError names the users; NotFoundError when there is no such mount.
+    Cleans up dead, unattended and stale ones. `lazy` takes the name away at once and lets
+    programs that still use it finish. BusyError names the users; NotFoundError when there is
+    no such mount.
     """
     path = canonical(target)
     mount = find(path)
@@ -146,7 +175,7 @@ def umount(target: bytes, *, lazy: bool = False) -> None:
         )
     if mount.state is State.DEAD:
         device.unmount(path, lazy=True)
-    elif mount.state is State.LIVE:
+    elif mount.state is not State.STALE:
         _unmount_live(mount, path, lazy=lazy)
     if mount.record is None:
         return
@@ -156,15 +185,24 @@ def umount(target: bytes, *, lazy: bool = False) -> None:
             "another mount namespace or an open file holds the mount"
         )
     if not registry.process_alive(mount.record):
-        _forget(mount.record)
+        try:
+            _forget(mount.record)
+        except BusyError as exc:
+            # An unattended mount goes on until its last user is gone; the next use of the
+            # branch, or `clean()`, finishes it then.
+            if not lazy:
+                raise BusyError(
+                    f"{show(path)} is unmounted, but still in use by an open file or in another"
+                    " mount namespace; unmount it again when that has ended"
+                ) from exc
 
 
 def _unmount_strange(path: bytes, *, lazy: bool) -> None:
     """Unmount a union of another user, if the caller may; refuse what is none."""
-    kinds = [entry.fstype for entry in registry.mount_table() if entry.target == path]
-    if not kinds:
+    mounted = [entry for entry in registry.mount_table() if entry.target == path]
+    if not mounted:
         raise NotFoundError(f"no union is mounted on {show(path)}")
-    if kinds[-1] != _FSTYPE:
+    if mounted[-1].fstype != _FSTYPE and not mounted[-1].is_kernel_union:
         raise UsageError(f"what is mounted on {show(path)} is not a union")
     device.unmount(path, lazy=lazy)
 
@@ -174,7 +212,14 @@ def _pid(mount: LiveMount) -> int:
 
 
 def _unmount_live(mount: LiveMount, path: bytes, *, lazy: bool) -> None:
+    record = mount.record
     try:
+        if record is not None and record.backend != "fuse":
+            from unionfs.kernel import session  # noqa: PLC0415  # only for kernel mounts
+
+            if lazy and mount.state is State.LIVE and _told_to_detach(record, path):
+                return
+            session.before_unmount(record)
         device.unmount(path, lazy=lazy)
     except BusyError as exc:
         users = list(_users(path, _pid(mount)))
@@ -184,6 +229,33 @@ def _unmount_live(mount: LiveMount, path: bytes, *, lazy: bool) -> None:
         raise BusyError(
             f"{show(path)} is in use by {shown}; stop them or unmount with --lazy"
         ) from exc
+
+
+def _told_to_detach(record: MountRecord, path: bytes) -> bool:
+    """Let the keeper of a kernel mount detach it, for it must know that users may remain.
+
+    True when the mount is gone from its place.
+    """
+    try:
+        fd = os.pidfd_open(record.pid)
+    except ProcessLookupError:
+        return False
+    try:
+        if not registry.process_alive(record):
+            return False
+        signal.pidfd_send_signal(fd, signal.SIGTERM)
+        end = time.monotonic() + _PATIENCE
+        ended = False
+        while not ended and time.monotonic() < end:
+            ended = bool(select.select([fd], [], [], _PAUSE)[0])
+            if not any(
+                entry.device == record.device and entry.target == path
+                for entry in registry.mount_table()
+            ):
+                return True
+        return False
+    finally:
+        os.close(fd)
 
 
 def _wait(record: MountRecord) -> bool:
@@ -229,7 +301,8 @@ def _uses(base: str, target: bytes) -> bool:
 def clean(target: bytes | None = None) -> list[LiveMount]:
     """Remove what killed daemons left, of all mounts or the one on `target`; return those.
 
-    Dead mounts are unmounted, throw-away branches and records removed.
+    Dead mounts are unmounted, throw-away branches and records removed. Unattended mounts work
+    and stay.
     """
     path = None if target is None else canonical(target)
     cleaned = []
@@ -241,8 +314,11 @@ def clean(target: bytes | None = None) -> list[LiveMount]:
                 device.unmount(mount.target, lazy=True)
         elif mount.state is not State.STALE:
             continue
-        if mount.record is not None:
-            _forget(mount.record)
+        try:
+            if mount.record is not None:
+                _forget(mount.record)
+        except BusyError:
+            continue  # detached and still in use
         cleaned.append(mount)
     if path is None:
         _drop_old_logs()
@@ -263,7 +339,12 @@ def _drop_old_logs() -> None:
 
 
 def _forget(record: MountRecord) -> None:
-    """Remove the record of a daemon that is gone, and its throw-away branch."""
+    """Finish what a daemon that is gone has left, and remove its record."""
+    directory = registry.runtime_dir()
+    if record.backend != "fuse" and os.path.exists(registry.record_path(directory, record.stem)):
+        from unionfs.kernel import session  # noqa: PLC0415  # only for kernel mounts
+
+        session.tidy(record)
     if record.ephemeral and record.rw is not None:
         place, name = os.path.split(record.rw)
         if os.path.basename(place) == EPHEMERAL and name == record.stem.encode():
@@ -275,4 +356,4 @@ def _forget(record: MountRecord) -> None:
                 raise UnionfsError(
                     f"cannot remove the throw-away branch {show(record.rw)}: {exc.strerror}"
                 ) from exc
-    registry.remove_record(registry.runtime_dir(), record)
+    registry.remove_record(directory, record)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from unionfs.store.graph import Graph
     from unionfs.store.store import Store
 
-__all__ = ["VERBS", "State", "cli", "root_option", "state", "verbose_option"]
+__all__ = ["VERBS", "State", "cli", "root_option", "state", "verbose_option", "verbosity"]
 
 #: Verb -> module in this package and first line of its help, in the order of a working day.
 VERBS: Final[dict[str, tuple[str, str]]] = {
@@ -122,6 +122,11 @@ def _set_verbosity(_ctx: click.Context, _parameter: click.Parameter, value: int)
     level = logging.INFO if cli.verbosity == 1 else logging.DEBUG
     logging.basicConfig(format="unionfs: %(levelname)s: %(name)s: %(message)s")
     logging.getLogger("unionfs").setLevel(level)
+
+
+def verbosity() -> int:
+    """Return how often `-v` was given."""
+    return cli.verbosity
 
 
 _F = TypeVar("_F", bound="Callable[..., Any] | click.Command")

@@ -16,8 +16,8 @@ import click
 
 from unionfs.cli import output
 from unionfs.cli.arguments import DIRECTORY, IMAGE
-from unionfs.cli.group import root_option, state, verbose_option
-from unionfs.cli.mounts import print_mounts
+from unionfs.cli.group import root_option, state, verbose_option, verbosity
+from unionfs.cli.mounts import print_mounts, reason_of
 from unionfs.errors import UsageError, show
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ def _of_image(request: MountRequest, name: str) -> MountRequest:
             image_id=image.id,
             image_name=graph.tags.image_name(image.id),
             hold=(image.path,),
+            cached=True,
         )
 
 
@@ -96,6 +97,13 @@ def _of_image(request: MountRequest, name: str) -> MountRequest:
     metavar="N",
     help="Write `s` to descriptor N when the mount works, `f` when it fails.",
 )
+@click.option(
+    "--backend",
+    type=click.Choice(("auto", "aufs", "overlay", "fuse")),
+    default="fuse",
+    show_default=True,
+    help="What makes the union; `auto` takes the fastest that works here and shows all.",
+)
 @click.option("--force", is_flag=True, help="Mount over a directory that is not empty.")
 @output.json_option
 @root_option
@@ -109,6 +117,7 @@ def command(
     options: tuple[str, ...],
     foreground: bool,
     ready_fd: int | None,
+    backend: str,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -144,11 +153,16 @@ def command(
         scratch=state().store_root() if ephemeral else None,
         force=force,
         ready_fd=ready_fd,
+        backend=backend,
     )
     if not layers:
         request = _of_image(request, words[0])
 
     def ready(record: MountRecord) -> None:
+        for loss in record.losses:
+            output.note(f"{record.backend}: {loss}")
+        if verbosity() and backend != "fuse":
+            output.note(reason_of(record))
         output.result(record.target)
 
     with _mountpoint(request.target):

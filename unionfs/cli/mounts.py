@@ -1,8 +1,10 @@
 """`unionfs mounts`: what is mounted, by whom, from what.
 
-JSON: a list of `target`, `state` (live, detached, elsewhere, dead or stale), `image` (name),
-`image_id`, `layers` (paths, top-most first), `rw`, `ephemeral`, `read_only`, `backend`, `pid`,
-`options`, `log`, `created` (seconds since 1970); what is not known is null.
+JSON: a list of `target`, `state` (live, detached, elsewhere, dead, unattended or stale), `image`
+(name), `image_id`, `layers` (paths, top-most first), `rw`, `ephemeral`, `read_only`, `backend`,
+`pid`, `options`, `log`, `created` (seconds since 1970), `wanted` (the back end asked
+for), `reasons` (why no faster one), `losses` (what is not shown as FUSE would); what is not
+known is null.
 """
 
 from __future__ import annotations
@@ -12,16 +14,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from unionfs.cli import output
-from unionfs.cli.group import root_option, verbose_option
+from unionfs.cli.group import root_option, verbose_option, verbosity
 
 if TYPE_CHECKING:
-    from unionfs.mounts import LiveMount
+    from unionfs.mounts import LiveMount, MountRecord
 
-__all__ = ["command", "print_mounts"]
+__all__ = ["command", "print_mounts", "reason_of"]
 
 _KEYS = (
     *("image_id", "layers", "rw", "ephemeral", "read_only", "backend", "pid", "options"),
-    *("log", "created"),
+    *("log", "created", "wanted", "reasons", "losses"),
 )
 
 
@@ -52,6 +54,18 @@ def _row(mount: LiveMount) -> tuple[str, ...]:
     return (show(mount.target), source, branch, pid, record.backend, mount.state.value)
 
 
+def reason_of(record: MountRecord) -> str:
+    """Return a line that says which back end a mount has and why."""
+    from unionfs.errors import show  # noqa: PLC0415  # beside its only use
+
+    why = "as asked for"
+    if record.wanted == "auto":
+        why = "; ".join(("chosen by auto", *record.reasons)) if record.reasons else "the fastest"
+    elif record.backend == "fuse":
+        why = "the default"
+    return f"{show(record.target)}: {record.backend}, {why}"
+
+
 def print_mounts(*, as_json: bool) -> None:
     """Print the list."""
     from unionfs.mounts import list_mounts  # noqa: PLC0415  # help stays fast
@@ -62,6 +76,13 @@ def print_mounts(*, as_json: bool) -> None:
         return
     heading = ("MOUNTPOINT", "IMAGE", "BRANCH", "PID", "BACKEND", "STATE")
     output.table(heading, [_row(mount) for mount in mounts])
+    if not verbosity():
+        return
+    for mount in mounts:
+        if mount.record is not None:
+            output.note(reason_of(mount.record))
+            for loss in mount.record.losses:
+                output.note(f"  {loss}")
 
 
 @click.command("mounts")
@@ -71,6 +92,8 @@ def print_mounts(*, as_json: bool) -> None:
 def command(*, as_json: bool) -> None:
     """List live and dead mounts.
 
-    A dead mount is one whose process was killed; `unionfs umount` cleans it up.
+    A dead mount is one whose process was killed; `unionfs umount` cleans it up. An unattended
+    one is a kernel mount without its process: it works; `unionfs umount` ends it properly.
+    With -v also why each has the back end that it has.
     """
     print_mounts(as_json=as_json)

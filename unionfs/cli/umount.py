@@ -14,12 +14,12 @@ __all__ = ["command"]
 
 
 def _all(*, lazy: bool) -> None:
-    from unionfs.mounts import State, clean, list_mounts, umount  # noqa: PLC0415  # help stays fast
+    from unionfs.mounts import MOUNTED, clean, list_mounts, umount  # noqa: PLC0415  # help stays fast
 
     failures = []
     # The last mount first: it may lie in an earlier one.
     for mount in reversed(list_mounts()):
-        if mount.state in (State.LIVE, State.DEAD) and mount.record is not None:
+        if mount.state in MOUNTED and mount.record is not None:
             try:
                 umount(mount.target, lazy=lazy)
             except UnionfsError as error:

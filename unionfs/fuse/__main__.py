@@ -12,9 +12,9 @@ import os
 import sys
 
 from unionfs.errors import UnionfsError
+from unionfs.fuse.daemon import configure_logging, serve
 from unionfs.fuse.plan import Plan
 from unionfs.fuse.registry import MountRecord, decode, encode
-from unionfs.fuse.session import configure_logging, serve
 
 _log = logging.getLogger("unionfs.fuse")
 

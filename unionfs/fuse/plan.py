@@ -17,9 +17,11 @@ class Plan:
     """A checked request; `stem` names its files in the directory `runtime`.
 
     `log` is None in the foreground: then standard error is the terminal or a supervisor.
+    `reasons` tell why the back end is none of those that were tried first.
     """
 
     request: MountRequest
     stem: str
     runtime: bytes
     log: bytes | None
+    reasons: tuple[str, ...] = ()

@@ -44,6 +44,9 @@ _SUFFIX: Final = b".json"
 _ESCAPE: Final = re.compile(rb"\\([0-7]{3})")
 _OWNER: Final = re.compile(rb"\buser_id=(\d+)")
 _START_FIELD: Final = 22  # proc_pid_stat(5)
+#: What `unionfs.kernel` mounts, and what it says the source is.
+_KERNEL_TYPES: Final = ("aufs", "overlay")
+_KERNEL_SOURCE: Final = b"unionfs"
 _AFTER_NAME: Final = 3  # first field behind the parenthesised command name
 _BYTES: Final = frozenset(("target", "layers", "rw", "log", "hold", "scratch", "runtime"))
 T = TypeVar("T", bound=attrs.AttrsInstance)
@@ -55,7 +58,9 @@ class MountRecord:
 
     `stem` names the record's files. `layers` are top first. `created` is seconds since the
     epoch; `start` the daemon's start time in clock ticks since boot; `device` the mount's
-    `MAJOR:MINOR` in mountinfo; `namespace` the inode number of its mount namespace.
+    `MAJOR:MINOR` in mountinfo; `namespace` the inode number of its mount namespace. `wanted` is
+    the back end that was asked for, `reasons` tell why it is no faster one, `losses` what it
+    does not show as FUSE would; `scratch` is a directory of the mount to remove at its end.
     """
 
     stem: str
@@ -74,6 +79,10 @@ class MountRecord:
     options: tuple[str, ...]
     log: bytes | None
     created: float
+    wanted: str = "fuse"
+    reasons: tuple[str, ...] = ()
+    losses: tuple[str, ...] = ()
+    scratch: bytes | None = None
 
 
 class MountEntry(NamedTuple):
@@ -84,6 +93,11 @@ class MountEntry(NamedTuple):
     fstype: str
     source: bytes
     owner: int | None = None
+
+    @property
+    def is_kernel_union(self) -> bool:
+        """Whether it is an AUFS or overlayfs mount that unionfs made."""
+        return self.fstype in _KERNEL_TYPES and self.source == _KERNEL_SOURCE
 
 
 def encode(value: attrs.AttrsInstance) -> bytes:

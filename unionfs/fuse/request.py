@@ -17,8 +17,10 @@ from unionfs.errors import BusyError, ConflictError, NotFoundError, UsageError, 
 from unionfs.fuse.options import MountOptions
 from unionfs.fuse.registry import mount_table
 
-__all__ = ["MountRequest", "canonical", "check", "is_dead"]
+__all__ = ["BACKENDS", "MountRequest", "canonical", "check", "is_dead"]
 
+#: What may be asked for: a union, or the fastest of them.
+BACKENDS: Final = ("auto", "aufs", "overlay", "fuse")
 _DEAD: Final = (errno.ENOTCONN, errno.ECONNABORTED)
 
 
@@ -29,7 +31,9 @@ class MountRequest:
     `layers` are directories in AUFS form, top first. `rw` is the writable branch (made if
     missing); `ephemeral` asks for a throw-away one, made in `scratch` (default: the user's
     data directory). `hold` are image directories to keep a shared lock on. `force` allows a
-    target that is not empty. `ready_fd` gets `s` when the mount works, else `f`.
+    target that is not empty. `ready_fd` gets `s` when the mount works, else `f`. `backend` is
+    one of `BACKENDS`; `cached` tells that the layers are a store's, which may keep beside them
+    what overlayfs needs.
     """
 
     target: bytes
@@ -44,6 +48,8 @@ class MountRequest:
     scratch: bytes | None = None
     force: bool = False
     ready_fd: int | None = None
+    backend: str = "fuse"
+    cached: bool = False
 
 
 def canonical(path: bytes) -> bytes:
@@ -93,6 +99,9 @@ def check(request: MountRequest) -> MountRequest:
     """Return the request with canonical paths, or raise the reason why it cannot be done."""
     if not request.layers:
         raise UsageError("a mount needs at least one layer")
+    if request.backend not in BACKENDS:
+        known = ", ".join(BACKENDS)
+        raise UsageError(f"unknown back end {show(request.backend)}; known are {known}")
     if request.rw is not None and request.ephemeral:
         raise UsageError("--rw and --ephemeral exclude each other")
     target = _check_target(request)
@@ -124,7 +133,8 @@ def _check_target(request: MountRequest) -> bytes:
     target = canonical(request.target)
     name = show(target)
     mounted = [entry for entry in mount_table() if entry.target == target]
-    if mounted and mounted[-1].fstype == f"fuse.{request.options.subtype}":
+    ours = f"fuse.{request.options.subtype}"
+    if mounted and (mounted[-1].fstype == ours or mounted[-1].is_kernel_union):
         what = "a dead union lies" if is_dead(target) else "a union is mounted"
         raise ConflictError(f"{what} on {name} already; `unionfs umount {name}` first")
     try:

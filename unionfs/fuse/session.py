@@ -9,17 +9,14 @@ and for that the record is left.
 from __future__ import annotations
 
 import contextlib
-import faulthandler
-import fcntl
 import functools
 import logging
 import os
 import resource
 import shutil
 import signal
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Final
 
 import pyfuse3
@@ -27,8 +24,9 @@ import trio
 
 from unionfs import _sys
 from unionfs.branch import Branch
-from unionfs.errors import BusyError, NotFoundError, StoreError, UnionfsError, show
+from unionfs.errors import BusyError, StoreError, UnionfsError, show
 from unionfs.fuse import device, registry
+from unionfs.fuse.daemon import LEGACY_ROOT_MODE, held
 from unionfs.fuse.ops import Operations
 from unionfs.fuse.options import MountOptions
 from unionfs.fuse.plan import Plan
@@ -37,11 +35,9 @@ from unionfs.kernel.leftover import settle_if_needed
 from unionfs.store.hardlinks import HARDLINKS_NAME, load_hardlinks, scan_hardlinks
 from unionfs.union import Engine, EngineOptions, HardlinkTable
 
-__all__ = ["configure_logging", "engine_options", "serve"]
+__all__ = ["engine_options", "serve"]
 
 _log = logging.getLogger(__name__)
-#: What a layer directory of mode 0700 stands for: old stores locked theirs so.
-_LEGACY_ROOT_MODE: Final = 0o755
 _MIN_TASKS: Final = 8  # each keeps a receive buffer of 1 MiB; fewer allocate it again and again
 _MAX_TASKS: Final = 99
 #: Seconds between our unmount and the end of the session: longer only when another mount
@@ -63,7 +59,7 @@ def serve(plan: Plan, on_ready: Callable[[MountRecord], None]) -> None:
         if request.ephemeral and request.rw is not None:
             stack.callback(shutil.rmtree, request.rw, ignore_errors=True)
         for path in request.hold:
-            stack.enter_context(_held(path))
+            stack.enter_context(held(path))
         writable = request.rw is not None and not request.options.read_only
         options = request.options.settled(uid=os.geteuid(), writable=writable)
         if writable:
@@ -82,7 +78,7 @@ def engine_options(layers: tuple[bytes, ...], options: MountOptions) -> EngineOp
     return EngineOptions(
         volatile=options.volatile,
         read_only=bool(options.read_only),
-        root_mode_fallback=_LEGACY_ROOT_MODE,
+        root_mode_fallback=LEGACY_ROOT_MODE,
         link_tables=_link_tables(layers),
     )
 
@@ -103,22 +99,6 @@ def _link_tables(layers: tuple[bytes, ...]) -> dict[bytes, Callable[[], Hardlink
         for layer in layers
         if os.path.isfile(os.path.join(os.path.dirname(layer), HARDLINKS_NAME))
     }
-
-
-@contextlib.contextmanager
-def _held(path: bytes) -> Iterator[None]:
-    """Keep a shared lock on an image directory; whoever deletes it needs an exclusive one."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BusyError(f"image {show(os.path.basename(path))} is being removed") from None
-        if not os.path.isdir(path):
-            raise NotFoundError(f"image {show(os.path.basename(path))} has been removed")
-        yield
-    finally:
-        os.close(fd)
 
 
 class _Session:
@@ -196,6 +176,8 @@ class _Session:
             options=request.option_text,
             log=self.plan.log,
             created=time.time(),
+            wanted=request.backend,
+            reasons=self.plan.reasons,
         )
         registry.write_record(self.plan.runtime, self.record)
         self.on_ready(self.record)
@@ -255,13 +237,3 @@ class _Session:
             os.fsync(fd)
         finally:
             os.close(fd)
-
-
-def configure_logging() -> None:
-    """Log to standard error (the log file in the background); SIGUSR1 dumps all stacks there."""
-    logging.basicConfig(
-        level=logging.WARNING,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
-    faulthandler.register(signal.SIGUSR1, file=sys.stderr, all_threads=True)

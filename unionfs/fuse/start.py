@@ -53,19 +53,32 @@ def run_foreground(request: MountRequest, on_ready: Callable[[MountRecord], None
 
     Raises as `start_mount`. For supervisors: SIGTERM unmounts and returns.
     """
-    from unionfs.fuse.session import configure_logging, serve  # noqa: PLC0415  # pyfuse3
+    from unionfs.fuse.daemon import configure_logging, serve  # noqa: PLC0415  # rarely needed
+
+    works = False
+    late: BaseException | None = None
 
     def ready(record: MountRecord) -> None:
+        nonlocal works
+        works = True
         _tell(request.ready_fd, b"s")
         on_ready(record)
 
     try:
         with _prepared(request) as (settled, runtime, stem):
             configure_logging()
-            serve(Plan(settled, stem, runtime, None), ready)
+            try:
+                serve(Plan(settled, stem, runtime, None), ready)
+            except BaseException as exc:
+                if not works:
+                    raise
+                # By now the branch holds somebody's work: it is not unmade.
+                late = exc
     except BaseException:
         _tell(request.ready_fd, b"f")
         raise
+    if late is not None:
+        raise late
 
 
 def _tell(fd: int | None, word: bytes) -> None:

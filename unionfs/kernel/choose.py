@@ -15,14 +15,12 @@ from typing import Final
 import attrs
 
 from unionfs.errors import UnsupportedError, UsageError
+from unionfs.fuse.request import BACKENDS
 from unionfs.kernel.aufs_union import mount_aufs
 from unionfs.kernel.mounted import KernelMount, KernelRequest
 from unionfs.kernel.overlay_union import mount_overlay
 
-__all__ = ["BACKENDS", "Choice", "mount_fastest"]
-
-#: What `--backend` takes.
-BACKENDS: Final = ("auto", "aufs", "overlay", "fuse")
+__all__ = ["Choice", "mount_fastest"]
 
 _KERNEL: Final[dict[str, Callable[[KernelRequest], KernelMount]]] = {
     "aufs": mount_aufs,

@@ -25,14 +25,14 @@ _RETRY: Final = 1000
 
 
 def keep(mount: KernelMount, on_ready: Callable[[], object]) -> None:
-    """Wait until the mount is gone or SIGTERM or SIGINT arrives, and finish it.
+    """Wait until the mount is gone or SIGTERM, SIGINT or SIGHUP arrives, and finish it.
 
     A signal unmounts; while files are open in it the mount is detached and finished as soon
     as the last user is gone. `on_ready` is called once signals are understood. Call it in the
     main thread.
     """
     reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    wanted = {signal.SIGTERM, signal.SIGINT}
+    wanted = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
     before = {number: signal.signal(number, lambda *_: None) for number in wanted}
     previous = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     table = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)

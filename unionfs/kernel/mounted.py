@@ -203,6 +203,16 @@ class KernelMount(abc.ABC):
         """Whether the mount still exists in the present mount namespace, wherever it is now."""
         return self._identity is not None and self._identity in mounts_on()
 
+    @property
+    def device(self) -> str:
+        """The `MAJOR:MINOR` of the mount in mountinfo; empty before it is mounted."""
+        return "" if self._identity is None else self._identity[1].decode()
+
+    @property
+    def temporary(self) -> bytes | None:
+        """The directory that `finish` removes, if there is one."""
+        return None
+
     def recognise(self) -> None:
         """Remember which mount is ours; called right after mounting."""
         found = [item for item in mounts_on(self.request.target) if item[2] == self.fstype]

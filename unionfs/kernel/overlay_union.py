@@ -52,6 +52,11 @@ class OverlayMount(KernelMount):
         self.spec = OverlaySpec((), Kind.USER)
         self._scratch = scratch
 
+    @property
+    def temporary(self) -> bytes | None:
+        """See `KernelMount.temporary`."""
+        return self._scratch.path
+
     def attach(self, target: bytes | None = None) -> None:
         """Mount on `target` (the request's); nothing else changes when it fails.
 
