@@ -5,14 +5,13 @@ Invariant: each is insisted on, so that no row shows another back end than its n
 
 from __future__ import annotations
 
-import os
+import subprocess
+import sys
 from pathlib import Path
 
 import attrs
 
 from bench.subjects import Subject
-from unionfs.kernel.choose import mount_fastest
-from unionfs.kernel.mounted import KernelMount, KernelRequest, Layer
 from unionfs.kernel.probe import probe_aufs, probe_overlay
 
 __all__ = ["KERNEL_SUBJECTS"]
@@ -25,7 +24,6 @@ class KernelUnion(Subject):
     """A kernel back end of this project."""
 
     backend: str = "overlay"
-    live: dict[Path, KernelMount] = attrs.field(factory=dict, repr=False)
 
     def missing(self) -> str | None:
         """Try it."""
@@ -33,24 +31,19 @@ class KernelUnion(Subject):
         return None if status.usable else status.reason
 
     def mount(self, layers: list[Path], rw: Path, target: Path) -> None:
-        """Mount with the options that the back end chooses itself."""
-        request = KernelRequest(
-            tuple(Layer(os.fsencode(layer)) for layer in layers),
-            os.fsencode(target),
-            os.fsencode(rw.parent),
-            os.fsencode(rw),
-        )
-        mounted = mount_fastest(request, self.backend).mount
-        if mounted is None:
-            raise RuntimeError(f"{self.backend} was not mounted")
-        self.live[target] = mounted
+        """Mount from the command line, with the options that the back end chooses itself."""
+        argv = [sys.executable, "-m", "unionfs", "mount", "--backend", self.backend]
+        for layer in layers:
+            argv += ["--layer", str(layer)]
+        argv += ["--rw", str(rw), str(target)]
+        subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)
 
     def unmount(self, target: Path) -> None:
-        """Unmount, and bring the branch back into AUFS form."""
-        self.live.pop(target).unmount()
+        """Unmount, and wait until the branch is in AUFS form again."""
+        subprocess.run([sys.executable, "-m", "unionfs", "umount", str(target)], check=True)
 
 
 KERNEL_SUBJECTS: tuple[Subject, ...] = (
-    KernelUnion("aufs", "=ro+wh, dirperm1, xino=", "aufs"),
-    KernelUnion("overlay-shim", "index=on, metacopy=off, redirect_dir=nofollow", "overlay"),
+    KernelUnion("aufs", "unionfs --backend aufs: =ro+wh, dirperm1, xino=", "aufs"),
+    KernelUnion("overlay-shim", "unionfs --backend overlay: index=on, metacopy=off", "overlay"),
 )
