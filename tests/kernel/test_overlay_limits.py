@@ -25,18 +25,28 @@ def way(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(params=["context", "page"])
+@pytest.fixture(params=["context", "page", "legacy"])
 def lane(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Mount as a new kernel lets us, or as one without `lowerdir+` does (Linux before 6.7)."""
+    """Mount as a new kernel lets us, as one without `lowerdir+` does, or as one before 6.5.
+
+    The last takes every option into a page and refuses what it does not know at the mount.
+    """
+
+    def refused(*_: object) -> None:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    real = _sys.fsconfig_set
+
+    def old_kernel(fd: int, key: bytes, value: bytes | None = None) -> None:
+        if key == b"lowerdir+":
+            refused()
+        real(fd, key, value)
+
     if request.param == "page":
-
-        def old_kernel(fd: int, key: bytes, value: bytes | None = None) -> None:
-            if key == b"lowerdir+":
-                raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-            real(fd, key, value)
-
-        real = _sys.fsconfig_set
         monkeypatch.setattr(_sys, "fsconfig_set", old_kernel)
+    elif request.param == "legacy":
+        monkeypatch.setattr(_sys, "fsconfig_set", lambda *_: None)
+        monkeypatch.setattr(_sys, "fsconfig_create", refused)
     return str(request.param)
 
 

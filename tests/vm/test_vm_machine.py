@@ -117,6 +117,12 @@ def test_the_watchdog_says_what_it_waited_for(tmp_path: Path) -> None:
         script(tmp_path, START + "import time; time.sleep(600)", 2)
 
 
+def test_a_machine_that_stands_still_under_kvm(tmp_path: Path) -> None:
+    argv = [sys.executable, "-c", "import time; time.sleep(600)"]
+    with pytest.raises(qemu.KvmError, match="nothing started within 1 s"):
+        qemu.run(argv, tmp_path / "log", 60, print, boot_seconds=1)
+
+
 def test_a_missing_program(tmp_path: Path) -> None:
     with pytest.raises(VmError, match="qemu-system-x86"):
         qemu.run(["/absent/qemu"], tmp_path / "log", 1, print)

@@ -34,7 +34,7 @@ def test_counts_and_reasons() -> None:
 
 
 def test_success_is_shown_with_its_skips(tmp_path: Path) -> None:
-    found = files(tmp_path, kernel_xml=JUNIT % "", bench_txt="ratio 1.0\n")
+    found = files(tmp_path, kernel_xml=JUNIT % "", bench_txt="\rwalk: plain\r      \rratio 1.0\n")
     lines, good = report.summary(found, {"kernel": 0, "bench": 0})
     assert good
     assert lines == [

@@ -125,9 +125,28 @@ class _Names:
         return b"/proc/self/fd/%d" % self.fd(path)
 
 
+def _only_collects() -> bool:
+    """Tell whether contexts of overlayfs accept any word and judge it at the mount.
+
+    Before Linux 6.5 the kernel only gathers the options of a context, into one page, and a
+    `lowerdir+` would be refused too late.
+    """
+    context = _sys.fsopen(b"overlay")
+    try:
+        _sys.fsconfig_set(context, b"unionfs-unknown", b"x")
+    except OSError:
+        return False
+    else:
+        return True
+    finally:
+        os.close(context)
+
+
 def _mount_by_context(spec: OverlaySpec, target: bytes) -> bool:
     """Mount with fsopen(2) and one `lowerdir+` per directory; False if the kernel is too old."""
     try:
+        if _only_collects():
+            return False
         context = _sys.fsopen(b"overlay")
     except OSError as exc:
         if exc.errno == errno.ENOSYS:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -22,6 +23,8 @@ _AREAS: Final = ("kernel", "fuse", "union", "run", "doctor")
 #: How much slower emulation is than KVM, roughly; only for limits of time.
 _SLOW: Final = 8
 _JOB_SECONDS: Final = 900
+#: With KVM a machine that runs says so within this.
+_KVM_BOOT: Final = 60
 #: For booting, and for the machine to end its jobs.
 _GRACE: Final = 120
 _TEST_SECONDS: Final = 120
@@ -136,7 +139,8 @@ def _boot(arguments: argparse.Namespace, place: Path, *, kvm: bool) -> bool:
     seconds = wanted["seconds"] + _GRACE * (1 if kvm else _SLOW)
     trouble = None
     try:
-        qemu.run(qemu.command(machine), out / "console.txt", seconds, tell)
+        log = out / "console.txt"
+        qemu.run(qemu.command(machine), log, seconds, tell, _KVM_BOOT if kvm else None)
     except qemu.KvmError:
         raise
     except VmError as exc:
@@ -159,6 +163,10 @@ def _boot_somehow(arguments: argparse.Namespace, place: Path) -> bool:
     return _boot(arguments, place, kvm=False)
 
 
+def _stop(number: int, _: object) -> None:
+    raise SystemExit(128 + number)
+
+
 def main() -> int:
     """Boot, show what happened, return the exit status."""
     parser = argparse.ArgumentParser(prog="make test-vm", description=__doc__)
@@ -170,6 +178,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=int, default=40, help="watchdog (8 times that with TCG)")
     parser.add_argument("--tcg", action="store_true", help="do not use KVM")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, _stop)  # the disks and the machine go with us
     _CACHE.mkdir(exist_ok=True)
     place = Path(tempfile.mkdtemp(prefix="run-", dir=_CACHE))
     try:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import select
-import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -99,9 +98,16 @@ def event_of(line: str) -> dict[str, Any] | None:
 
 
 def run(
-    argv: Sequence[str], log: Path, seconds: float, tell: Callable[[dict[str, Any]], None]
+    argv: Sequence[str],
+    log: Path,
+    seconds: float,
+    tell: Callable[[dict[str, Any]], None],
+    boot_seconds: float | None = None,
 ) -> None:
-    """Run qemu until it ends; VmError when it does not in time, or ends before it is done."""
+    """Run qemu until it ends; VmError when it does not in time, or ends before it is done.
+
+    KvmError when `boot_seconds` pass without an event: nested KVM may also stand still.
+    """
     with log.open("wb") as console:
         try:
             child = subprocess.Popen(
@@ -109,16 +115,14 @@ def run(
             )
         except FileNotFoundError as exc:
             raise VmError(f"{argv[0]} is missing; install qemu-system-x86") from exc
-        before = signal.signal(signal.SIGTERM, _stop)
         try:
             assert child.stdout is not None
-            last = _follow(child.stdout, console, time.monotonic() + seconds, tell)
+            last = _follow(child.stdout, console, seconds, tell, boot_seconds)
         finally:
             child.kill()
             child.wait()
             if child.stdout is not None:
                 child.stdout.close()
-            signal.signal(signal.SIGTERM, before)
     if last.get("event") == "kvm":
         raise KvmError(f"KVM does not work here: {last['text']}")
     if last.get("event") == "late":
@@ -131,20 +135,25 @@ def run(
         raise VmError(f"the machine stopped early, saying: {words[-1] if words else 'nothing'}")
 
 
-def _stop(number: int, _: object) -> None:
-    raise SystemExit(128 + number)
-
-
 def _follow(
-    stream: IO[bytes], console: IO[bytes], deadline: float, tell: Callable[[dict[str, Any]], None]
+    stream: IO[bytes],
+    console: IO[bytes],
+    seconds: float,
+    tell: Callable[[dict[str, Any]], None],
+    boot_seconds: float | None,
 ) -> dict[str, Any]:
     """Copy the console and tell every event; return the last one."""
     last: dict[str, Any] = {}
     rest = b""
     ended = False
-    while not ended and (left := deadline - time.monotonic()) > 0:
-        if not select.select([stream], [], [], left)[0]:
-            break
+    start = time.monotonic()
+    while not ended:
+        booting = boot_seconds is not None and not last
+        left = start + (boot_seconds if booting and boot_seconds else seconds) - time.monotonic()
+        if left <= 0 or not select.select([stream], [], [], left)[0]:
+            if booting:
+                return {"event": "kvm", "text": f"nothing started within {boot_seconds:.0f} s"}
+            return {"event": "late", "doing": last.get("job", "booting")}
         data = os.read(stream.fileno(), _CHUNK)
         ended = not data
         console.write(data)
@@ -158,4 +167,4 @@ def _follow(
             if event is not None:
                 last = event
                 tell(event)
-    return last if ended else {"event": "late", "doing": last.get("job", "booting")}
+    return last

@@ -50,6 +50,12 @@ def _first(text: str) -> str:
     return re.sub(r"^Skipped: ", "", line)[:_LONGEST]
 
 
+def _plain(text: str) -> list[str]:
+    """Return the lines that stay on a terminal: what a carriage return overwrites does not."""
+    shown = [line.rpartition("\r")[2].rstrip() for line in text.split("\n")]
+    return [line for line in shown if line]
+
+
 def summary(files: Mapping[str, Path], jobs: Mapping[str, int | None]) -> tuple[list[str], bool]:
     """Return the lines to show and whether everything passed.
 
@@ -59,12 +65,16 @@ def summary(files: Mapping[str, Path], jobs: Mapping[str, int | None]) -> tuple[
     lines, good = [], True
     for job, status in jobs.items():
         junit = files.get(f"{job}.xml")
-        text = files[f"{job}.txt"].read_text(errors="replace") if f"{job}.txt" in files else ""
+        text = (
+            files[f"{job}.txt"].read_bytes().decode("utf-8", "replace")
+            if f"{job}.txt" in files
+            else ""
+        )
         if status != 0:
             good = False
         if junit is None:
             shown = "ok" if status == 0 else f"FAILED, status {status}"
-            lines += [f"{job}: {shown}", *(f"  {line}" for line in text.splitlines()[-40:])]
+            lines += [f"{job}: {shown}", *(f"  {line}" for line in _plain(text)[-40:])]
             continue
         try:
             found = outcome(junit.read_text(errors="replace"))
