@@ -185,16 +185,31 @@ def umount(target: bytes, *, lazy: bool = False) -> None:
             "another mount namespace or an open file holds the mount"
         )
     if not registry.process_alive(mount.record):
+        # Namespaces that others make have copies of a mount for a while, so wait as a keeper
+        # would; what was unmounted before now has had its time.
+        _finish(mount.record, 0.0 if lazy or mount.state is State.STALE else _PATIENCE, lazy=lazy)
+
+
+def _finish(record: MountRecord, patience: float, *, lazy: bool) -> None:
+    """Do what a keeper that is gone has not done, as soon as nobody uses the mount any more.
+
+    If somebody goes on, the next use of the branch or `clean()` does it; an error but for `lazy`.
+    """
+    end = time.monotonic() + patience
+    while True:
         try:
-            _forget(mount.record)
+            _forget(record)
         except BusyError as exc:
-            # An unattended mount goes on until its last user is gone; the next use of the
-            # branch, or `clean()`, finishes it then.
-            if not lazy:
+            if lazy:
+                return
+            if time.monotonic() >= end:
                 raise BusyError(
-                    f"{show(path)} is unmounted, but still in use by an open file or in another"
-                    " mount namespace; unmount it again when that has ended"
+                    f"{show(record.target)} is unmounted, but still in use by an open file or in"
+                    " another mount namespace; unmount it again when that has ended"
                 ) from exc
+            time.sleep(_PAUSE)
+        else:
+            return
 
 
 def _unmount_strange(path: bytes, *, lazy: bool) -> None:
