@@ -16,8 +16,12 @@ CHECKOUT: Final = Path(__file__).resolve().parents[2]
 
 
 def child_env(**more: str) -> dict[str, str]:
-    """Return an environment in which a child finds this checkout wherever it starts."""
-    return {**os.environ, "PYTHONPATH": str(CHECKOUT), **more}
+    """Return an environment in which a child finds this checkout wherever it starts.
+
+    It buffers its output as for everybody, whatever the environment of the tests says.
+    """
+    inherited = {name: text for name, text in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    return {**inherited, "PYTHONPATH": str(CHECKOUT), **more}
 
 
 @attrs.frozen

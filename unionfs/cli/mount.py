@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -164,6 +165,8 @@ def command(
         if verbosity() and backend != "fuse":
             output.note(reason_of(record))
         output.result(record.target)
+        with contextlib.suppress(BrokenPipeError):
+            sys.stdout.flush()  # whoever reads a pipe waits for this line, not for the end
 
     with _mountpoint(request.target):
         if foreground:
