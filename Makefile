@@ -8,7 +8,7 @@ BIN := .venv/bin
 PACKAGES := libfuse3-dev fuse3 pkg-config gcc python3-dev python3-venv
 # Tools the tests and the demo compare with or build images by.
 TEST_PACKAGES := umoci skopeo fuse-overlayfs attr acl uidmap
-VM_PACKAGES := qemu-system-x86 e2fsprogs fuse-overlayfs attr acl uidmap
+VM_PACKAGES := qemu-system-x86 e2fsprogs
 
 .PHONY: demo test test-vm lint format bench clean packages test-packages
 
@@ -33,9 +33,9 @@ test: .venv/ready test-packages
 	$(BIN)/python -m pytest $(ARGS)
 
 # The back ends under another kernel: KERNEL=path/to/bzImage [MODULES=dir], else Debian's.
-test-vm: .venv/ready
+test-vm: .venv/ready test-packages
 	@.ci/packages $(VM_PACKAGES)
-	@PYTHONPATH=tests $(BIN)/python -m support.vm --kernel "$(KERNEL)" --modules "$(MODULES)" $(ARGS)
+	@PYTHONPATH=tests exec $(BIN)/python -m support.vm --kernel "$(KERNEL)" --modules "$(MODULES)" $(ARGS)
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -54,3 +54,11 @@ def test_failures_hangs_and_silence_are_no_success(tmp_path: Path, status: int |
     assert f"bench: FAILED, status {status}" in lines
     skipped = files(tmp_path, kernel_xml="<testsuites/>")
     assert not report.summary(skipped, {"kernel": 0})[1]
+
+
+def test_a_run_that_was_cut_off_says_so(tmp_path: Path) -> None:
+    found = files(tmp_path, kernel_xml=JUNIT % "")
+    for status, said in ((None, "CUT OFF"), (3, "ended with 3")):
+        lines, good = report.summary(found, {"kernel": status})
+        assert not good
+        assert said in lines[0]

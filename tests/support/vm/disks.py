@@ -25,7 +25,17 @@ __all__ = ["checkout_disk", "closure", "merged", "results", "scratch_disk", "sys
 
 #: Debian packages whose files the tests run, and what a small system is made of.
 _SEEDS: Final = (
-    *("python3", "libpython3-stdlib", "fuse3", "libfuse3-3", "fuse-overlayfs", "attr", "acl"),
+    *(
+        "python3",
+        "libpython3-stdlib",
+        "fuse3",
+        "libfuse3-3",
+        "fuse-overlayfs",
+        "attr",
+        "acl",
+        "umoci",
+        "skopeo",
+    ),
     *("uidmap", "mount", "util-linux", "coreutils", "findutils", "grep", "sed", "tar", "gzip"),
     *("e2fsprogs", "procps", "bash", "dash", "passwd", "login", "hostname", "libc-bin"),
     *("perl-base", "diffutils", "mawk", "base-files"),
@@ -38,7 +48,15 @@ _ETC: Final = (
 _NOT_NEEDED: Final = re.compile(r"/usr/share/(doc|man|locale|info|lintian|bug|perl5|zoneinfo)\b")
 _ROOT_LINK: Final = re.compile(r"/(bin|sbin|lib|lib64)(?=/)")
 _CHECKOUT_LEFT_OUT: Final = (
-    *(".git", ".demo", ".vm", ".hypothesis", ".mypy_cache", ".ruff_cache", ".pytest_cache"),
+    *(
+        ".git",
+        ".demo/packages",
+        ".vm",
+        ".hypothesis",
+        ".mypy_cache",
+        ".ruff_cache",
+        ".pytest_cache",
+    ),
     *("build", "dist", ".venv/bin/ruff"),
     *(f".venv/lib/python3*/site-packages/{name}" for name in ("mypy", "mypyc", "ruff", "pip")),
 )

@@ -42,7 +42,8 @@ mkdir usr && mount -o bind vm/system/usr usr
 for link in bin sbin lib lib64; do ln -s "usr/$link" "$link"; done
 cp -a vm/system/etc etc
 mount -t ext4 "$scratch" tmp && chmod 1777 tmp
-ln -s ../tmp var/tmp
+mkdir -p var/tmp tmp/.var-tmp && chmod 1777 tmp/.var-tmp
+mount -o bind tmp/.var-tmp var/tmp
 place=$(cat /checkout)
 mkdir -p "/new$place" && mount -t ext4 -o ro "$checkout" "/new$place"
 cp /busybox /plan.json vm/

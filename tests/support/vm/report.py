@@ -84,9 +84,10 @@ def summary(files: Mapping[str, Path], jobs: Mapping[str, int | None]) -> tuple[
             continue
         if found.failed or not found.passed:
             good = False
+        ending = {0: "", 1: "", None: "; CUT OFF by the watchdog"}
         lines.append(
             f"{job}: {found.passed} passed, {len(found.failed)} failed,"
-            f" {found.skipped.total()} skipped"
+            f" {found.skipped.total()} skipped{ending.get(status, f'; ended with {status}')}"
         )
         lines += [f"  FAILED {name}: {why}" for name, why in found.failed.items()]
         lines += [f"  skipped {count}: {why}" for why, count in found.skipped.most_common()]
