@@ -10,19 +10,12 @@ JSON: `path`, `verdict` (visible, hidden, never existed, reserved name, name too
 from __future__ import annotations
 
 import os
-import stat
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import click
 
 from unionfs.cli import output
 from unionfs.cli.group import root_option, verbose_option
 from unionfs.cli.where import WHERE, Options, inside_mount, locate, split_words, where_options
-from unionfs.errors import show
-
-if TYPE_CHECKING:
-    from unionfs.insight.explanation import BranchFacts, ChildFacts, Explanation
 
 __all__ = ["command"]
 
@@ -56,65 +49,19 @@ def command(
     word, rest = split_words(words, options, 1, "PATH")
     where = locate(word, options)
     from unionfs.insight.explain import explain  # noqa: PLC0415  # help stays fast
+    from unionfs.insight.wording import lines  # noqa: PLC0415  # help stays fast
 
     found = explain(where, os.fsencode(rest[0]))
     if as_json:
         output.write_json(found.document())
-    else:
-        _print(found)
+        return
+    for line in lines(found):
+        output.result(line)
+    for line in found.advice:
+        output.note(f"unionfs: {line}")
 
 
 def _real_parent(path: bytes) -> bytes:
     """Resolve links above the mount and in it, but not in the last component."""
     directory, name = os.path.split(path)
     return os.path.join(os.path.realpath(directory), name)
-
-
-def _print(found: Explanation) -> None:
-    titles = {item.branch.number: item.branch.title for item in found.branches}
-    output.result(f"{show(found.path)}: {found.words}")
-    for item in found.branches:
-        output.result(f"  {item.branch.title:<10} {_facts(item, titles)}".rstrip())
-    if found.children:
-        output.result("children:")
-    for child in found.children:
-        output.result(f"  {_child(child, titles)}")
-    for line in found.advice:
-        output.note(f"unionfs: {line}")
-
-
-def _facts(item: BranchFacts, titles: Mapping[int, str]) -> str:
-    from unionfs.insight.explanation import Role  # noqa: PLC0415  # help stays fast
-    from unionfs.insight.probe import Barring, kind_name  # noqa: PLC0415  # help stays fast
-
-    words = []
-    entry = item.entry
-    if entry is not None:
-        numbers = f"{entry.uid}:{entry.gid}"
-        text = f"{kind_name(entry.fmt)} {stat.S_IMODE(entry.mode):04o} {numbers}"
-        if entry.fmt == stat.S_IFREG:
-            text += f" {entry.size} bytes"
-        if stat.S_ISCHR(entry.mode) or stat.S_ISBLK(entry.mode):
-            text += f" {os.major(entry.rdev)}:{os.minor(entry.rdev)}"
-        words.append(text)
-    for barrier in item.barriers:
-        where = show(b"/" + (barrier.marker or barrier.at))
-        if barrier.kind is Barring.WHITEOUT:
-            words.append(f"whiteout {where}")
-        elif barrier.kind is Barring.OPAQUE:
-            words.append(f"opaque {show(b'/' + barrier.at)}")
-        elif barrier.kind is Barring.NOT_DIRECTORY:
-            words.append(f"{kind_name(barrier.fmt)} at {where}")
-    role = "" if item.role is Role.MARKER else item.role.value
-    if item.hidden_by is not None:
-        role += f" by {titles[item.hidden_by]}"
-    return f"{role:<18} {', '.join(words)}"
-
-
-def _child(child: ChildFacts, titles: Mapping[int, str]) -> str:
-    name = show(child.name) + ("/" if stat.S_ISDIR(child.fmt) else "")
-    text = f"{name:<24} " + (", ".join(titles[at] for at in child.given_by) or "hidden")
-    if child.hidden_in:
-        below = ", ".join(titles[at] for at in child.hidden_in)
-        text += f"  ({below}: {child.why})"
-    return text

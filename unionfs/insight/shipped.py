@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO, Final
 
 import attrs
@@ -167,10 +167,17 @@ class Shipped:
 # -- directories -------------------------------------------------------------------
 
 
-def read_branch(named: NamedBranch) -> Shipped:
-    """Read a branch's directory tree. Raises `OSError`."""
+def read_branch(named: NamedBranch, seen_one: Callable[[], None] = lambda: None) -> Shipped:
+    """Read a branch's directory tree. Raises `OSError`.
+
+    `seen_one` is called after every entry; what it raises ends the reading.
+    """
+    items = []
     with named.open() as branch:
-        items = sorted(_walk(branch), key=lambda item: item.path.split(b"/"))
+        for item in _walk(branch):
+            items.append(item)
+            seen_one()
+    items.sort(key=lambda item: item.path.split(b"/"))
     seen: set[object] = set()
     for item in items:
         if item.group in seen:

@@ -13,7 +13,7 @@ names count once.
 from __future__ import annotations
 
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
@@ -249,13 +249,16 @@ def _why_nothing(shipped: Shipped, effect: Effect) -> str:
     return "the layers below have no such name"
 
 
-def report(where: Where) -> Report:
-    """Read all branches and report. Cost: every entry of every layer, once."""
+def report(where: Where, seen_one: Callable[[], None] = lambda: None) -> Report:
+    """Read all branches and report. Cost: every entry of every layer, once.
+
+    `seen_one` is called after every entry read; what it raises ends the work.
+    """
     tree = Tree()
     counter = _Counter()
     layers: list[Shipped] = []
     for named in reversed(where.branches):
-        shipped = read_branch(named)
+        shipped = read_branch(named, seen_one)
         layers.append(shipped)
         counter.layer(shipped, tree.apply(shipped))
     visible = {id(node.item) for _, node in tree.walk()}
