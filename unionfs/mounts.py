@@ -37,6 +37,7 @@ __all__ = [
     "State",
     "clean",
     "find",
+    "link_names",
     "list_mounts",
     "run_foreground",
     "start_mount",
@@ -154,6 +155,28 @@ def find(target: bytes) -> LiveMount | None:
         path = os.path.dirname(path)
     path = canonical(target)
     return next((mount for mount in reversed(mounts) if mount.target == path), None)
+
+
+def link_names(rw: bytes) -> bool:
+    """Make a branch that a kernel union writes complete, for whoever reads it beside the mount.
+
+    A file with several names is copied up once, and the union links further names only when they
+    are used. False when names are missing and the mount is out of reach.
+    """
+    from unionfs.kernel.leftover import has_signs  # noqa: PLC0415  # only for kernel mounts
+
+    if not has_signs(rw):
+        return True
+    from unionfs.kernel import convert, session  # noqa: PLC0415  # see above
+
+    path = canonical(rw)
+    for mount in list_mounts():
+        record = mount.record
+        if record is None or record.rw != path or record.backend == "fuse":
+            continue
+        if mount.state in (State.LIVE, State.UNATTENDED):
+            session.link_names(attrs.evolve(record, target=mount.target))
+    return not convert.pending_names(path)
 
 
 def umount(target: bytes, *, lazy: bool = False) -> None:

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import select
 import shutil
 import signal
 import stat
 import subprocess
-import sys
-import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 from support import image_builder
-from support.commands import CHECKOUT, Done, child_env
+from support.backendplace import Place, backend_place, until
+from support.commands import CHECKOUT
 from support.engine_fs import build, disk_state
 from support.rootless import run_as_nobody, runtime
 
@@ -36,94 +32,9 @@ LAYERS: Final = ("--layer", "top", "--layer", "base")
 _OURS: Final = ("trusted.unionfs.", "user.unionfs.", "user.containers.", "trusted.overlay.")
 
 
-class Place:
-    """A directory of its own for a store, a runtime directory and everything mounted."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        (path / "run").mkdir(mode=0o700)
-        self.env = child_env(
-            XDG_RUNTIME_DIR=str(path / "run"), UNIONFS_ROOT=str(path / "store"), LC_ALL="C.UTF-8"
-        )
-        self.argv = [sys.executable, "-m", "unionfs"]
-
-    def __call__(self, *arguments: object) -> Done:
-        done = subprocess.run(
-            [*self.argv, *map(str, arguments)],
-            cwd=self.path,
-            env=self.env,
-            capture_output=True,
-            text=True,
-            errors="surrogateescape",
-            check=False,
-            timeout=300,
-        )
-        return Done(done.returncode, done.stdout, done.stderr)
-
-    def ok(self, *arguments: object) -> str:
-        done = self(*arguments)
-        assert done.status == 0, f"{arguments}: {done.err}"
-        return done.out
-
-    def fails(self, *arguments: object, status: int = 1) -> str:
-        done = self(*arguments)
-        assert (done.status, done.err.count("\n")) == (status, 1), done.err
-        return done.err
-
-    def mounts(self) -> list[dict[str, Any]]:
-        listed: list[dict[str, Any]] = json.loads(self.ok("mounts", "--json"))
-        return [item for item in listed if item["target"].startswith(f"{self.path}/")]
-
-    def state(self) -> list[str]:
-        return [item["state"] for item in self.mounts()]
-
-    def kernel_types(self) -> list[str]:
-        """Return the types of what is mounted below, as the kernel tells it."""
-        lines = Path("/proc/self/mountinfo").read_text().splitlines()
-        return [
-            line.partition(" - ")[2].split()[0]
-            for line in lines
-            if line.split()[4].startswith(f"{self.path}/")
-        ]
-
-    def kill_keeper(self) -> None:
-        (mount,) = self.mounts()
-        fd = os.pidfd_open(mount["pid"])
-        os.kill(mount["pid"], signal.SIGKILL)
-        assert select.select([fd], [], [], _SECONDS)[0]
-        os.close(fd)
-
-    def runtime(self) -> list[str]:
-        """Return what is left in the runtime directory."""
-        return sorted(os.listdir(self.path / "run" / "unionfs"))
-
-    def names(self, directory: str = "mnt") -> list[str]:
-        return sorted(os.listdir(self.path / directory))
-
-
-def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + _SECONDS
-    while not condition():
-        assert time.monotonic() < end, "it never became so"
-        time.sleep(0.05)
-
-
-@contextlib.contextmanager
-def _place() -> Iterator[Place]:
-    path = Path(tempfile.mkdtemp(prefix="unionfs-backend-", dir="/var/tmp"))
-    path.chmod(0o755)
-    place = Place(path)
-    try:
-        yield place
-    finally:
-        place("umount", "--all", "--lazy")
-        assert place.kernel_types() == []
-        shutil.rmtree(path)
-
-
 @pytest.fixture
 def place() -> Iterator[Place]:
-    with _place() as made:
+    with backend_place() as made:
         build(made.path / "base", {"one": "1", "two": "2", "d/a": "aaa", "p": "pair", "q": "=p"})
         build(made.path / "top", {".wh.one": "", "d/.wh.a": "", "d/b": "bbb"})
         yield made
@@ -181,7 +92,7 @@ def demo() -> Iterator[Place]:
     if os.geteuid() != 0:
         pytest.skip("needs uid 0")
     image = image_builder.build(CHECKOUT / ".demo")
-    with _place() as made:
+    with backend_place() as made:
         made.ok("import", f"docker-archive:{image.archive}")
         yield made
 

@@ -372,7 +372,9 @@ def test_a_failed_mount_leaves_nothing(
     def refuse(*_: object) -> None:
         raise OSError(12, "no memory")
 
+    # Before Linux 6.5 it is mount(2) that is called.
     monkeypatch.setattr(_sys, "fsmount", refuse)
+    monkeypatch.setattr(overlay, "_mount_by_page", refuse)
 
     def action() -> None:
         rw, before, shown = make(open_tmp)

@@ -90,6 +90,29 @@ def test_branch_becomes_a_layer(graph: Graph, base: ImageId, rw: Path) -> None:
     assert graph.history(image_id)[2].id == graph.history(base)[1].id, "layers are shared"
 
 
+def test_markers_that_hide_nothing_do_not_change_the_layer(
+    graph: Graph, base: ImageId, rw: Path, tmp_path: Path
+) -> None:
+    """AUFS and overlayfs leave some; the diff_id says what changed and not who wrote it."""
+    other = tmp_path / "other"
+    for branch in (rw, other):
+        (branch / "etc").mkdir(parents=True, exist_ok=True)
+        (branch / "etc/.wh..wh..opq").touch()
+        (branch / "etc/new").mkdir()
+        (branch / "etc/new/x").touch()
+        (branch / ".wh.gone").touch()
+    for needless in (".wh.nothing", "etc/.wh.a", "etc/new/.wh..wh..opq", "etc/new/.wh.b"):
+        (other / needless).touch()
+    for path in ("etc/new/x", "etc/new", "etc", "."):
+        for branch in (rw, other):
+            os.utime(branch / path, (10**9, 10**9))
+    ids = [
+        document(graph, commit(graph, base, os.fsencode(branch))[0])["rootfs"]["diff_ids"]
+        for branch in (rw, other)
+    ]
+    assert ids[0] == ids[1]
+
+
 def test_configuration_of_a_commit(graph: Graph, base: ImageId, rw: Path) -> None:
     changes = [
         'CMD=["sh", "-c", "echo"]',

@@ -17,11 +17,15 @@ __all__ = ["ChosenBranch", "branch_of", "mount_at"]
 
 
 class ChosenBranch(NamedTuple):
-    """`layers` top first; `rw` None for a read-only mount; `image` is an id where known."""
+    """`layers` top first; `rw` None for a read-only mount; `image` is an id where known.
+
+    `complete` is False when names of changed files are missing in the branch (`mounts.link_names`).
+    """
 
     layers: tuple[bytes, ...]
     rw: bytes | None
     image: str | None
+    complete: bool = True
 
 
 def mount_at(mountpoint: str) -> LiveMount:
@@ -45,8 +49,20 @@ def branch_of(
 ) -> ChosenBranch:
     """Return the branch that the arguments of a command mean.
 
-    Either a mountpoint alone, or `rw` with an image or with layers (top-most first).
+    Either a mountpoint alone, or `rw` with an image or with layers (top-most first). A kernel
+    union that is mounted is made to write down everything that belongs to the branch.
     """
+    chosen = _chosen(mountpoint, image, layers, rw)
+    if chosen.rw is None:
+        return chosen
+    from unionfs.mounts import link_names  # noqa: PLC0415  # help stays fast
+
+    return chosen._replace(complete=link_names(chosen.rw))
+
+
+def _chosen(
+    mountpoint: str | None, image: str | None, layers: tuple[str, ...], rw: str | None
+) -> ChosenBranch:
     context = click.get_current_context()
     if mountpoint is not None:
         if rw is not None or image is not None or layers:

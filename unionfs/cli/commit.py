@@ -13,7 +13,7 @@ from unionfs.cli.group import root_option, state, verbose_option
 from unionfs.cli.import_ import tell
 from unionfs.cli.progress import progress
 from unionfs.cli.signals import orderly_end
-from unionfs.errors import UsageError, show
+from unionfs.errors import BusyError, UsageError, show
 
 __all__ = ["command"]
 
@@ -64,6 +64,11 @@ def command(
         raise UsageError(
             f"{show(mountpoint or '')} is a mount of plain directories; only a branch on top of"
             " an image can be committed"
+        )
+    if not branch.complete:
+        raise BusyError(
+            f"{show(branch.rw)} is mounted out of reach, and some names of files that were changed"
+            " there are not linked yet; unmount it first"
         )
     with state().store() as store, orderly_end(), progress("archiving") as report:
         added = store.commit(

@@ -33,7 +33,7 @@ from unionfs.kernel.form import Phase, State, moved_names
 from unionfs.kernel.liveness import Use
 from unionfs.kernel.survey import Kind
 
-__all__ = ["detect_dialect", "enter", "hides_layers", "locate", "settle"]
+__all__ = ["detect_dialect", "enter", "hides_layers", "locate", "pending_names", "settle"]
 
 _LOGGER = logging.getLogger(__name__)
 _FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -84,6 +84,23 @@ def hides_layers(rw: bytes) -> bool:
 
 def _is_cut(rw_fd: int) -> bool:
     return os.fsdecode(whiteout.OPAQUE) in os.listdir(rw_fd)
+
+
+def pending_names(rw: bytes) -> list[bytes]:
+    """Return names of copied-up files that a live overlay mount has not linked yet, as paths.
+
+    The branch itself shows the old file under them; using a name through the mount links it.
+    """
+    with _opened(rw) as rw_fd:
+        state = State.find(rw_fd, rw)
+        if state is None:
+            return []
+        with (
+            contextlib.closing(state),
+            state.upper() as upper,
+            _lower_view(state.layers(), cut=_is_cut(rw_fd)) as lower,
+        ):
+            return [] if lower is None else links.pending_names(state.fd, upper, lower)
 
 
 # -- into overlay form -------------------------------------------------------------

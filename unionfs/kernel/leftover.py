@@ -10,7 +10,7 @@ from typing import Final
 
 from unionfs.branch import whiteout
 
-__all__ = ["settle_if_needed"]
+__all__ = ["has_signs", "settle_if_needed"]
 
 _SIGNS: Final = (whiteout.OVERLAY_DIR, whiteout.AUFS_BASE, whiteout.AUFS_LINKS)
 
@@ -20,14 +20,16 @@ def settle_if_needed(rw: bytes | None) -> None:
 
     Call it without holding the branch's lock, before opening the branch for writing.
     """
-    if rw is None:
-        return
-    try:
-        names = os.listdir(rw)
-    except OSError:
-        return  # whoever opens the branch says what is wrong with it
-    if not any(name.startswith(_SIGNS) for name in names):
+    if rw is None or not has_signs(rw):
         return
     from unionfs.kernel.mounted import settle_branch  # noqa: PLC0415  # rarely needed
 
     settle_branch(rw)
+
+
+def has_signs(rw: bytes) -> bool:
+    """Tell whether a kernel union has, or left, something of its own in the branch."""
+    try:
+        return any(name.startswith(_SIGNS) for name in os.listdir(rw))
+    except OSError:
+        return False  # whoever opens the branch says what is wrong with it

@@ -2,7 +2,8 @@
 
 With `index=on`, overlayfs copies a file with several names up once and links further
 names to the copy only when they are used; until then it knows them by the file handle of
-the original, kept as a name in its index directory. `flush_index` links those names.
+the original, kept as a name in its index directory. `flush_index` links those names in a branch
+that is not mounted any more, `pending_names` says which they are in one that is.
 
 Invariant: only names that the union shows as the original are linked, and only to a copy
 whose recorded handle is the original's.
@@ -11,8 +12,10 @@ whose recorded handle is the original's.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
+from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from unionfs import _sys
@@ -21,7 +24,7 @@ from unionfs.branch.branch import proc_path
 from unionfs.kernel import trees
 from unionfs.kernel.form import WORK
 
-__all__ = ["Origin", "flush_index", "keep_number", "upper_parent"]
+__all__ = ["Origin", "flush_index", "keep_number", "pending_names", "upper_parent"]
 
 _INDEX: Final = b"index"
 # struct ovl_fb: version, magic, length, flags, handle type, 16 bytes of uuid, handle.
@@ -97,30 +100,58 @@ def _read_index(index: int, device: int) -> dict[Origin, bytes]:
 
 def flush_index(state_fd: int, upper: int, lower: Stack) -> None:
     """Link every visible name of a copied-up file with several names to the copy."""
+    with _opened_index(state_fd) as index:
+        if index is not None:
+            for copy, path, name in _names(index, upper, lower):
+                _link(index, copy, upper, lower, path, name)
+
+
+def pending_names(state_fd: int, upper: int, lower: Stack) -> list[bytes]:
+    """Return the paths that `flush_index` would link, and change nothing."""
+    with _opened_index(state_fd) as index:
+        if index is None:
+            return []
+        return [
+            trees.child(path, name)
+            for _, path, name in _names(index, upper, lower)
+            if _shows_lower(upper, path, name)
+        ]
+
+
+@contextlib.contextmanager
+def _opened_index(state_fd: int) -> Iterator[int | None]:
     try:
         work = os.open(WORK, _FLAGS, dir_fd=state_fd)
     except FileNotFoundError:
+        yield None
         return
     try:
         index = os.open(_INDEX, _FLAGS, dir_fd=work)
     except FileNotFoundError:
+        yield None
         return
     finally:
         os.close(work)
     try:
-        copies = _read_index(index, os.fstat(upper).st_dev)
-        if not copies:
-            return
-        for position, branch in enumerate(lower.branches):
-            if branch.device == os.fstat(upper).st_dev:
-                _flush_layer(index, copies, upper, lower, position)
+        yield index
     finally:
         os.close(index)
 
 
-def _flush_layer(
-    index: int, copies: dict[Origin, bytes], upper: int, lower: Stack, position: int
-) -> None:
+def _names(index: int, upper: int, lower: Stack) -> Iterator[tuple[bytes, bytes, bytes]]:
+    """Yield (copy, directory, name) of the names that `lower` shows of copied-up originals."""
+    device = os.fstat(upper).st_dev
+    copies = _read_index(index, device)
+    if not copies:
+        return
+    for position, branch in enumerate(lower.branches):
+        if branch.device == device:
+            yield from _names_in(copies, lower, position)
+
+
+def _names_in(
+    copies: dict[Origin, bytes], lower: Stack, position: int
+) -> Iterator[tuple[bytes, bytes, bytes]]:
     for path, fd, entries in trees.walk_directories(lower.branches[position].fd):
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
@@ -134,9 +165,38 @@ def _flush_layer(
             view = lower.view(path)
             if view is None or name not in view.listing:
                 continue
-            if view.listing[name].branches != (position,):
-                continue
-            _link(index, copies[origin], upper, lower, path, name)
+            if view.listing[name].branches == (position,):
+                yield copies[origin], path, name
+
+
+def _shows_lower(upper: int, path: bytes, name: bytes) -> bool:
+    """Tell whether nothing in the upper hides or replaces what the lower has at a path."""
+    fd = os.open(b".", _FLAGS, dir_fd=upper)
+    try:
+        for part in filter(None, path.split(b"/")):
+            try:
+                inner = os.open(part, _FLAGS, dir_fd=fd)
+            except FileNotFoundError:
+                return True
+            except OSError as exc:
+                if exc.errno in (errno.ENOTDIR, errno.ELOOP):
+                    return False
+                raise
+            os.close(fd)
+            fd = inner
+            if _is_opaque(fd):
+                return False
+        try:
+            os.stat(name, dir_fd=fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return True
+        return False
+    finally:
+        os.close(fd)
+
+
+def _is_opaque(fd: int) -> bool:
+    return any(name.endswith(".overlay.opaque") for name in trees.raw_xattrs(fd, b"."))
 
 
 def _link(index: int, copy: bytes, upper: int, lower: Stack, path: bytes, name: bytes) -> None:
@@ -168,7 +228,7 @@ def upper_parent(upper: int, lower: Stack, path: bytes) -> int | None:
             os.close(fd)
         if inner is None:
             return None
-        if any(a.endswith(".overlay.opaque") for a in trees.raw_xattrs(inner, b".")):
+        if _is_opaque(inner):
             os.close(inner)
             return None
         fd = inner

@@ -16,14 +16,20 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Final
 
 from unionfs.branch import whiteout
 from unionfs.errors import BusyError, show
 from unionfs.kernel import trees
 
-__all__ = ["flush_pseudo_links", "pseudo_links", "refuse_live_branch", "touch_names"]
+__all__ = [
+    "flush_pseudo_links",
+    "pseudo_links",
+    "refuse_live_branch",
+    "touch_names",
+    "touch_paths",
+]
 
 _SYSFS: Final = b"/sys/fs/aufs"
 _ESCAPE: Final = re.compile(rb"\\([0-3][0-7]{2})")
@@ -88,20 +94,44 @@ def touch_names(target: bytes, links: Mapping[int, bytes]) -> dict[bytes, list[b
                 if entry.is_dir(follow_symlinks=False) or entry.inode() not in links:
                     continue
                 name = os.fsencode(entry.name)
-                try:
-                    st = os.stat(name, dir_fd=fd, follow_symlinks=False)
-                    if st.st_ino not in links:
-                        continue
-                    times = (st.st_atime_ns, st.st_mtime_ns)
-                    os.utime(name, ns=times, dir_fd=fd, follow_symlinks=False)
-                except OSError as exc:
-                    if exc.errno in (errno.ENOENT, errno.ENAMETOOLONG):
-                        continue  # gone meanwhile, or listed but out of AUFS's reach
-                    raise
-                names.setdefault(links[st.st_ino], []).append(trees.child(path, name))
+                inode = _touch(fd, name, links)
+                if inode is not None:
+                    names.setdefault(links[inode], []).append(trees.child(path, name))
     finally:
         os.close(root)
     return names
+
+
+def touch_paths(target: bytes, paths: Iterable[bytes]) -> None:
+    """Use each of `paths` through the live mount, so that the union links it."""
+    root = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for path in paths:
+            directory, _, name = path.rpartition(b"/")
+            try:
+                fd = trees.open_inner(root, directory)
+            except (FileNotFoundError, NotADirectoryError):
+                continue  # gone meanwhile
+            try:
+                _touch(fd, name)
+            finally:
+                os.close(fd)
+    finally:
+        os.close(root)
+
+
+def _touch(fd: int, name: bytes, wanted: Container[int] | None = None) -> int | None:
+    """Set the times that an entry has; return its inode number, None where nothing was done."""
+    try:
+        st = os.stat(name, dir_fd=fd, follow_symlinks=False)
+        if wanted is not None and st.st_ino not in wanted:
+            return None
+        os.utime(name, ns=(st.st_atime_ns, st.st_mtime_ns), dir_fd=fd, follow_symlinks=False)
+    except OSError as exc:
+        if exc.errno in (errno.ENOENT, errno.ENAMETOOLONG):
+            return None  # gone meanwhile, or listed but out of AUFS's reach
+        raise
+    return st.st_ino
 
 
 def flush_pseudo_links(rw: bytes, names: Mapping[bytes, list[bytes]]) -> None:

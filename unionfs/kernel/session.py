@@ -23,13 +23,13 @@ from unionfs.fuse.options import MountOptions
 from unionfs.fuse.plan import Plan
 from unionfs.fuse.registry import MountRecord
 from unionfs.fuse.request import MountRequest
-from unionfs.kernel import plinks
+from unionfs.kernel import convert, plinks
 from unionfs.kernel.choose import Choice, mount_fastest
 from unionfs.kernel.keeper import keep
 from unionfs.kernel.leftover import settle_if_needed
 from unionfs.kernel.mounted import KernelMount, KernelRequest, Layer
 
-__all__ = ["before_unmount", "serve", "tidy"]
+__all__ = ["before_unmount", "link_names", "serve", "tidy"]
 
 _MS_NOEXEC: Final = 0x8
 _FLAGS: Final = _sys.MS_NOSUID | _sys.MS_NODEV | _MS_NOEXEC
@@ -157,10 +157,25 @@ def _record(plan: Plan, choice: Choice, mount: KernelMount) -> MountRecord:
     )
 
 
+def link_names(record: MountRecord) -> None:
+    """Use every name of copied-up files that have several, so that the union links them.
+
+    Until then the writable branch of a live mount shows the old file under the others.
+    """
+    if record.rw is None:
+        return
+    if record.backend == "aufs":
+        plinks.touch_names(record.target, plinks.pseudo_links(record.rw))
+        return
+    pending = convert.pending_names(record.rw)
+    if pending:
+        plinks.touch_paths(record.target, pending)
+
+
 def before_unmount(record: MountRecord) -> None:
     """Do for a live mount what must be done while it is mounted (AUFS: whole hard links)."""
-    if record.backend == "aufs" and record.rw is not None:
-        plinks.touch_names(record.target, plinks.pseudo_links(record.rw))
+    if record.backend == "aufs":
+        link_names(record)
 
 
 def tidy(record: MountRecord) -> None:

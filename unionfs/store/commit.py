@@ -24,7 +24,7 @@ from unionfs.store.ids import ImageId
 from unionfs.store.image import now
 from unionfs.store.ingest import Assembly, Progress, Stored
 from unionfs.store.layertar import ChangedError, Signature, layer_tar
-from unionfs.store.rw import check_journal, open_rw
+from unionfs.store.rw import check_journal, check_names, open_rw
 
 __all__ = ["commit"]
 
@@ -51,7 +51,7 @@ def commit(
 
     `changes` are texts as of `config.apply_changes`, `stored` as of `Assembly`. An empty branch
     gives a new image with an empty layer. Raises `NotFoundError` without such a directory,
-    `BusyError` when the branch does not hold still.
+    `BusyError` when the branch does not hold still, `ConflictError` for names it cannot have.
     """
     branch = open_rw(rw, dialect)
     if branch is None:
@@ -83,16 +83,18 @@ def _attempt(
     document = configs.config_of(graph, parent, assembly.diff_ids)
     configs.apply_changes(document, changes)
     root = _root_differs(branch, graph.layer_dirs(parent))
+    below = assembly.view()
 
     # What was written before now must not look as if it were written during the commit.
     time.sleep(_SETTLE)
     signature = Signature()
 
     def open_tar() -> BinaryIO:
-        chunks = layer_tar(branch, root=root, signature=signature)
+        chunks = layer_tar(branch, root=root, signature=signature, below=below)
         return io.BufferedReader(ChunkReader(chunks), _CHUNK)
 
     check_journal(branch)
+    check_names(branch)
     added = len(assembly.diff_ids)
     assembly.add(SourceLayer(None, OCI_TAR, None, open_tar))
     if signature.is_fresh() or Signature.of(branch) != signature.digest():

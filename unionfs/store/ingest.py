@@ -174,6 +174,10 @@ class Assembly:
             self._top = self._base_top = image.id
             self._push(image.layer_path)
 
+    def view(self) -> Stack | None:
+        """Return what all layers so far show together, None without any; not to be closed."""
+        return Stack(self._branches) if self._branches else None
+
     def _hold(self, image_id: ImageId) -> None:
         self._stack.callback(os.close, self._graph.hold(image_id))
 
@@ -216,7 +220,7 @@ class Assembly:
         self._stack.callback(branch.close)
         tree = LayerTree(branch, Writer.probe(branch), staging.fd, notes)
         try:
-            parent = Stack(self._branches) if self._branches else None
+            parent = self.view()
             extractor = Extractor(tree, parent, self._limits)
             diff_id, tar_size = self._extract(layer, staging, extractor, notes)
             normalise(tree, extractor.markers, parent)

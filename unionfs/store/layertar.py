@@ -2,7 +2,10 @@
 
 The form is OCI's: whiteouts are empty members `.wh.NAME` (also of names whose whiteout is kept
 under another name on disk), opaque directories hold the opaque marker, markers come before their
-siblings, housekeeping and sockets are left out, hard links stay hard links.
+siblings, housekeeping and sockets are left out, hard links stay hard links. Given the layers
+below, markers that hide nothing are left out too, so that it does not matter which union wrote
+the branch, or whether it is mounted: overlayfs marks every directory that it makes over a
+deleted name, AUFS some.
 
 Invariant: the bytes are a function of what the branch presents; an archive during which anything
 changed is never finished silently: `ChangedError` tells, and `Signature` finds what reading cannot.
@@ -19,7 +22,7 @@ from typing import Final
 
 from unionfs.archive.entry import Entry, Kind
 from unionfs.archive.tarwrite import end_of_archive, member_header, padding
-from unionfs.branch import Branch, DirScan, Status, whiteout
+from unionfs.branch import Branch, DirScan, Stack, Status, whiteout
 from unionfs.errors import BusyError, show
 from unionfs.store.ids import DiffId
 
@@ -145,6 +148,36 @@ def _markers(scan: DirScan, dirfd: int, prefix: bytes) -> Iterator[Step]:
         yield prefix + whiteout.PREFIX + name, dirfd, name, None
 
 
+class _Useful:
+    """Tells of each marker of a walk, asked in its order, whether it hides anything below.
+
+    The rules are those of the normal form (`unionfs.store.normal`): an opaque marker stays in
+    the root and where a name is replaced, a whiteout where the name is visible.
+    """
+
+    def __init__(self, below: Stack) -> None:
+        self._below = below
+        #: Paths of directories, each with its final slash, in which nothing below shows.
+        self._closed: list[bytes] = []
+
+    def __call__(self, path: bytes) -> bool:
+        """`path` is that of the marker in the archive."""
+        directory, slash, marker = path.rpartition(b"/")
+        place = directory + slash
+        while self._closed and not place.startswith(self._closed[-1]):
+            self._closed.pop()
+        inside = bool(self._closed)
+        if marker == whiteout.OPAQUE:
+            self._closed.append(place)
+            return not directory or (not inside and self._visible(directory))
+        return not inside and self._visible(place + marker.removeprefix(whiteout.PREFIX))
+
+    def _visible(self, path: bytes) -> bool:
+        directory, _, name = path.rpartition(b"/")
+        view = self._below.view(directory)
+        return view is not None and name in view.listing
+
+
 def entry_of(branch: Branch, dirfd: int, name: bytes, path: bytes, st: Status) -> Entry | None:
     """Return the archive member for an entry, named `path`; None for a socket.
 
@@ -195,11 +228,15 @@ def file_data(branch: Branch, dirfd: int, name: bytes, path: bytes, st: Status) 
         os.close(fd)
 
 
-def layer_tar(branch: Branch, *, root: bool, signature: Signature | None = None) -> Iterator[bytes]:
+def layer_tar(
+    branch: Branch, *, root: bool, signature: Signature | None = None, below: Stack | None = None
+) -> Iterator[bytes]:
     """Yield the archive of a branch; with `root` the member `./` carries the root's attributes.
 
-    `signature` takes all that was read, for comparison with `Signature.of` afterwards.
+    `signature` takes all that was read, for comparison with `Signature.of` afterwards. Markers
+    that hide nothing in the view `below` are left out (None: all are kept).
     """
+    useful = None if below is None else _Useful(below)
     first: dict[tuple[int, int], bytes] = {}
     if root:
         member = entry_of(branch, branch.fd, b".", b"./", branch.status(branch.fd, b"."))
@@ -209,7 +246,8 @@ def layer_tar(branch: Branch, *, root: bool, signature: Signature | None = None)
         if signature is not None:
             signature.add(path, st if st is not None else branch.status(dirfd, b"."))
         if st is None:
-            yield member_header(Entry(name=path, kind=Kind.FILE, mode=_MARKER_MODE))
+            if useful is None or useful(path):
+                yield member_header(Entry(name=path, kind=Kind.FILE, mode=_MARKER_MODE))
             continue
         if st.fmt == stat.S_IFSOCK:
             continue  # before hard links: a second name has nothing to link to

@@ -12,9 +12,9 @@ from typing import Final
 
 from unionfs.branch import Branch, Dialect, place_of, whiteout
 from unionfs.branch.branch import proc_path
-from unionfs.errors import BusyError, UnsupportedError, show
+from unionfs.errors import BusyError, ConflictError, UnsupportedError, show
 
-__all__ = ["check_journal", "detect_dialect", "open_rw"]
+__all__ = ["check_journal", "check_names", "detect_dialect", "open_rw"]
 
 _OVERLAY: Final = "trusted.overlay."
 _OVERLAY_USER: Final = "user.overlay."
@@ -126,5 +126,28 @@ def check_journal(branch: Branch) -> None:
                         f"{show(branch.path)}: an operation on it is not finished; if it is not"
                         " mounted, mount it once so that it is repaired"
                     )
+        finally:
+            os.close(fd)
+
+
+def check_names(branch: Branch) -> None:
+    """Raise `ConflictError` for names that overlayfs lets programs make and a layer cannot hold."""
+    if branch.dialect is Dialect.AUFS:
+        return
+    pending = [b""]
+    while pending:
+        at = pending.pop()
+        fd = branch.open_path(at)
+        try:
+            with os.scandir(b"/proc/self/fd/%d" % fd) as listing:
+                for entry in listing:
+                    path = at + b"/" + entry.name
+                    if whiteout.is_reserved(entry.name):
+                        raise ConflictError(
+                            f"{show(path)}: such a name means a deletion in a layer; give it"
+                            " another one, or unmount, which takes its first dot away"
+                        )
+                    if entry.is_dir(follow_symlinks=False):
+                        pending.append(path)
         finally:
             os.close(fd)
