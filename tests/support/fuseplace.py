@@ -29,6 +29,8 @@ WAYS: Final = ("root", "user", "userns")
 _BASE: Final = "/var/tmp"  # user xattrs; /tmp may be an old tmpfs
 _DROP: Final = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups")
 _SECONDS: Final = 60
+#: Mount options that choose between the adapters: `make test` runs the FUSE tests with both.
+LANE: Final = tuple(os.environ.get("UNIONFS_TEST_LANE", "").split())
 
 #: The lower layer of the table of operations: a file, a directory, a link, a hard-linked pair.
 LAYER: Final = """
@@ -173,6 +175,7 @@ class Place:
         """Mount layers (default: `base`) in the background; the daemon's pid and rw branch."""
         if target not in os.listdir(self.path):  # others may not stat a user's mount
             self.sh(f"mkdir {target}")
+        words["options"] = [*LANE, *words.get("options", ())]
         question = self.ask("mount", target=target, layers=layers or ("base",), **words)
         answer: dict[str, Any] = self.control(question)
         return answer
@@ -188,6 +191,7 @@ class Place:
 
     def foreground(self, **words: Any) -> list[str]:
         """Return the command that mounts in the foreground."""
+        words["options"] = [*LANE, *words.get("options", ())]
         question = self.ask("foreground", target="mnt", **{"layers": ("base",), **words})
         return [*self.python, "-c", _CONTROL, json.dumps(question)]
 

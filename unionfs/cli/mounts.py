@@ -2,7 +2,7 @@
 
 JSON: a list of `target`, `state` (live, detached, elsewhere, dead, unattended or stale), `image`
 (name), `image_id`, `layers` (paths, top-most first), `rw`, `ephemeral`, `read_only`, `backend`,
-`pid`, `options`, `log`, `created` (seconds since 1970), `wanted` (the back end asked
+`pid`, `options`, `log`, `created` (seconds since 1970), `lane`, `wanted` (the back end asked
 for), `reasons` (why no faster one), `losses` (what is not shown as FUSE would); what is not
 known is null.
 """
@@ -23,7 +23,7 @@ __all__ = ["command", "print_mounts", "reason_of"]
 
 _KEYS = (
     *("image_id", "layers", "rw", "ephemeral", "read_only", "backend", "pid", "options"),
-    *("log", "created", "wanted", "reasons", "losses"),
+    *("log", "created", "lane", "wanted", "reasons", "losses"),
 )
 
 

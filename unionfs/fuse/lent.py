@@ -11,10 +11,9 @@ from collections.abc import Callable
 from typing import Final
 
 import pyfuse3
-import trio
 
-from unionfs.fuse.ops import Operations
 from unionfs.fuse.options import MountOptions
+from unionfs.fuse.serving import Serving
 from unionfs.fuse.session import engine_options
 from unionfs.kernel.leftover import settle_if_needed
 from unionfs.union import Engine
@@ -43,12 +42,7 @@ def serve_lent(
         fd = receive()
         if fd is None:
             return
-        ids = options.id_maps(uid=os.geteuid(), gid=os.getegid())
-        pyfuse3.init(Operations(engine, options, ids, lambda: None), f"/dev/fd/{fd}", set())
-        try:
-            trio.run(_serve)
-        finally:
-            pyfuse3.close(unmount=False)
+        Serving(engine, options, lambda: None).run(fd, _serve)
 
 
 async def _serve() -> None:

@@ -2,7 +2,7 @@
 
 Invariant: a handler without `await` is atomic (all run on one trio thread), so metadata
 is answered inline and needs no locks; what takes long is awaited in `Lift`. Every
-handler is wrapped by `boundary.handler`. Ids are translated here and nowhere else.
+handler is wrapped by `boundary.handler`. Ids are translated in `unionfs.fuse.policy`.
 
 The kernel may keep what it learns, absent names included, for as long as it likes:
 nobody but this mount changes the branches (`coherent` sets all timeouts to 0).
@@ -38,6 +38,7 @@ from unionfs.fuse.boundary import handler
 from unionfs.fuse.idmap import IdMap, map_acl
 from unionfs.fuse.lift import Lift
 from unionfs.fuse.options import MountOptions
+from unionfs.fuse.policy import ACL_PREFIX, Policy
 from unionfs.union import Attr, Caller, Engine, SetAttr
 from unionfs.union.names import check_new
 
@@ -47,10 +48,6 @@ if TYPE_CHECKING:
 __all__ = ["Operations"]
 
 _log = logging.getLogger(__name__)
-_CAPABILITY: Final = b"security.capability"
-_ACL_PREFIX: Final = b"system.posix_acl_"
-#: How many "has no capability" answers are remembered before starting anew.
-_PLAIN_LIMIT: Final = 1 << 16
 #: Bytes from which a read that misses the page cache is worth a thread.
 _BIG_READ: Final = 1 << 16
 _DOTS: Final = 2  # offsets taken by "." and ".."
@@ -71,6 +68,7 @@ class Operations(pyfuse3.Operations):
     ) -> None:
         self.engine = engine
         self.options = options
+        self.policy = Policy(ids)
         self.users, self.groups = ids
         self.lift = Lift(engine)
         # The kernel enforces ACLs only together with default_permissions.
@@ -78,7 +76,6 @@ class Operations(pyfuse3.Operations):
         self._on_ready = on_ready
         self._pending: dict[int, int] = {}
         self._directories: dict[int, int] = {}
-        self._plain: set[int] = set()
         self._renaming = trio.Lock()
 
     def init(self) -> None:
@@ -114,7 +111,7 @@ class Operations(pyfuse3.Operations):
         return entry
 
     def _caller(self, ctx: RequestContext) -> Caller:
-        return Caller(self.users.caller(ctx.uid), self.groups.caller(ctx.gid))
+        return self.policy.caller(ctx.uid, ctx.gid)
 
     @handler
     async def lookup(
@@ -129,7 +126,7 @@ class Operations(pyfuse3.Operations):
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
         """Release references of the kernel; there is nobody to tell about an error."""
         for inode, count in inode_list:
-            self._plain.discard(inode)
+            self.policy.forget(inode)
             try:
                 self.engine.forget(inode, count)
             except Exception:  # noqa: BLE001  # logged; nobody waits for an answer
@@ -369,36 +366,19 @@ class Operations(pyfuse3.Operations):
     @handler
     async def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> bytes:
         """Return an attribute; the kernel asks for the capability before every write."""
-        if name == _CAPABILITY:
-            return self._capability(inode)
-        value = self.engine.getxattr(inode, os.fsdecode(name))
-        if name.startswith(_ACL_PREFIX):
-            return map_acl(value, self.users, self.groups, show=True)
-        return value
-
-    def _capability(self, inode: int) -> bytes:
-        if inode in self._plain:
-            raise FUSEError(errno.ENODATA)
-        try:
-            return self.engine.getxattr(inode, _CAPABILITY.decode())
-        except OSError as exc:
-            if exc.errno == errno.ENODATA:
-                if len(self._plain) >= _PLAIN_LIMIT:
-                    self._plain.clear()
-                self._plain.add(inode)
-            raise
+        return self.policy.get_xattr(self.engine, inode, name)
 
     @handler
     async def setxattr(
         self, inode: InodeT, name: XAttrNameT, value: bytes, ctx: RequestContext
     ) -> None:
         """Set an attribute."""
-        is_acl = name.startswith(_ACL_PREFIX)
+        is_acl = name.startswith(ACL_PREFIX)
         if is_acl:
             value = map_acl(value, self.users, self.groups, show=False)
         await self.lift.up(inode)
         self.engine.setxattr(inode, os.fsdecode(name), value, 0)
-        self._plain.discard(inode)
+        self.policy.forget(inode)
         if is_acl:
             self._mode_changed(inode)
 
@@ -407,7 +387,7 @@ class Operations(pyfuse3.Operations):
         """Remove an attribute."""
         await self.lift.up(inode)
         self.engine.removexattr(inode, os.fsdecode(name))
-        if name.startswith(_ACL_PREFIX):
+        if name.startswith(ACL_PREFIX):
             self._mode_changed(inode)
 
     def _mode_changed(self, inode: int) -> None:

@@ -91,6 +91,8 @@ _FLAGS: Final[dict[str, dict[str, Any]]] = {
     "nonempty": {"nonempty": True},
     "noacl": {"acl": False},
     "acl": {"acl": True},
+    "nolane": {"lane": False},
+    "lane": {"lane": True},
     "squash_to_root": {"squash_uid": 0, "squash_gid": 0},
 }
 _VALUES: Final[dict[str, tuple[tuple[str, ...], Callable[[str, str], Any]]]] = {
@@ -131,6 +133,7 @@ class MountOptions:
     volatile: bool = False
     nonempty: bool = False
     acl: bool = True
+    lane: bool = False
     squash_uid: int | None = None
     squash_gid: int | None = None
     uidmapping: str | None = None

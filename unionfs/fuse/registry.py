@@ -58,9 +58,10 @@ class MountRecord:
 
     `stem` names the record's files. `layers` are top first. `created` is seconds since the
     epoch; `start` the daemon's start time in clock ticks since boot; `device` the mount's
-    `MAJOR:MINOR` in mountinfo; `namespace` the inode number of its mount namespace. `wanted` is
-    the back end that was asked for, `reasons` tell why it is no faster one, `losses` what it
-    does not show as FUSE would; `scratch` is a directory of the mount to remove at its end.
+    `MAJOR:MINOR` in mountinfo; `namespace` the inode number of its mount namespace; `lane`
+    whether it has a direct lane (see `unionfs.fuse.lane`). `wanted` is the back end that was
+    asked for, `reasons` tell why it is no faster one, `losses` what it does not show as FUSE
+    would; `scratch` is a directory of the mount to remove at its end.
     """
 
     stem: str
@@ -79,6 +80,7 @@ class MountRecord:
     options: tuple[str, ...]
     log: bytes | None
     created: float
+    lane: bool = False
     wanted: str = "fuse"
     reasons: tuple[str, ...] = ()
     losses: tuple[str, ...] = ()

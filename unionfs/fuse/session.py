@@ -27,10 +27,10 @@ from unionfs.branch import Branch
 from unionfs.errors import BusyError, StoreError, UnionfsError, show
 from unionfs.fuse import device, registry
 from unionfs.fuse.daemon import LEGACY_ROOT_MODE, held
-from unionfs.fuse.ops import Operations
 from unionfs.fuse.options import MountOptions
 from unionfs.fuse.plan import Plan
 from unionfs.fuse.registry import MountRecord
+from unionfs.fuse.serving import Serving
 from unionfs.kernel.leftover import settle_if_needed
 from unionfs.store.hardlinks import HARDLINKS_NAME, load_hardlinks, scan_hardlinks
 from unionfs.union import Engine, EngineOptions, HardlinkTable
@@ -115,9 +115,7 @@ class _Session:
         self.target = plan.request.target
         self.options = options
         self.on_ready = on_ready
-        self.engine = engine
-        ids = options.id_maps(uid=os.geteuid(), gid=os.getegid())
-        self.operations = Operations(engine, options, ids, self._ready)
+        self.serving = Serving(engine, options, self._ready)
         self.record: MountRecord | None = None
         self._device = ""
 
@@ -125,16 +123,8 @@ class _Session:
         fd = device.mount_device(self.target, self.options)
         try:
             self._device = self._find_device()
-            # From here on the session owns the descriptor; close() closes it.
-            pyfuse3.init(self.operations, f"/dev/fd/{fd}", set())
-            fd = -1
-            try:
-                trio.run(self._main)
-            finally:
-                pyfuse3.close(unmount=False)
+            self.serving.run(fd, self._main)
         finally:
-            if fd >= 0:
-                os.close(fd)
             self._leave()
 
     def _find_device(self) -> str:
@@ -176,6 +166,7 @@ class _Session:
             options=request.option_text,
             log=self.plan.log,
             created=time.time(),
+            lane=self.serving.has_lane,
             wanted=request.backend,
             reasons=self.plan.reasons,
         )
@@ -206,7 +197,7 @@ class _Session:
             await trio.to_thread.run_sync(device.unmount, self.target)
             await trio.sleep(_GRACE)
         except BusyError:
-            await trio.to_thread.run_sync(self._detach, self.engine.open_paths())
+            await trio.to_thread.run_sync(self._detach, self.serving.engine.open_paths())
         except UnionfsError:
             _log.exception("cannot unmount %s", show(self.target))
         pyfuse3.terminate()
@@ -215,7 +206,8 @@ class _Session:
         """Bring out what programs have written, then take the name away from them.
 
         syncfs(2) starts writing what they changed through mappings, but does not wait for a
-        FUSE server; fsync(2) on each file does.
+        FUSE server; fsync(2) on each file does. A lane is not told which files are open, but
+        whatever syncfs(2) has started lies before it then.
         """
         for path in open_paths:
             with contextlib.suppress(OSError):
@@ -226,6 +218,7 @@ class _Session:
                 _sys.syncfs(fd)
             finally:
                 os.close(fd)
+        self.serving.settle()
         with contextlib.suppress(UnionfsError):
             device.unmount(self.target, lazy=True)
 

@@ -291,7 +291,7 @@ class Engine:
         """Read up to `size` bytes."""
         return self._handles.read(fh, offset, size)
 
-    def write(self, fh: int, offset: int, data: bytes) -> int:
+    def write(self, fh: int, offset: int, data: bytes | memoryview) -> int:
         """Write, after copying a lower file up; return the number of bytes written."""
         return self._handles.write(fh, offset, data)
 
@@ -322,6 +322,10 @@ class Engine:
         Starting at 0 again takes a new snapshot of the names.
         """
         return self._handles.readdir(fh, start)
+
+    def names(self, ino: int) -> list[bytes]:
+        """Return the visible names of a directory, without `.` and `..`."""
+        return self._tree.names(self._tree.dir(ino))
 
     def fsyncdir(self, fh: int) -> None:
         """Write a directory to disk unless the engine is volatile."""

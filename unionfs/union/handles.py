@@ -109,7 +109,7 @@ class Handles:
         """Read from a file."""
         return os.pread(self.file(number).fd, size, offset)
 
-    def write(self, number: int, offset: int, data: bytes) -> int:
+    def write(self, number: int, offset: int, data: bytes | memoryview) -> int:
         """Write to a file, which is copied up at the first time."""
         node = self.file(number)
         if node.branch != UPPER:

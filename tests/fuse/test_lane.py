@@ -1,0 +1,254 @@
+"""The direct lane on real mounts: what follows from requests that carry no handles.
+
+The rest of this directory runs with the lane and without it (see `support.fuseplace`);
+here is what only the lane can get wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from support.fuseplace import Place, tree_of
+
+pytestmark = pytest.mark.fuse
+
+_COLD = """
+from unionfs.fuse import lane_ops
+lane_ops._read_cached = lambda fd, room, offset: 0
+"""
+#: A copy-up waits in the daemon until the file `go` exists.
+_SLOW = """
+import os, time
+from unionfs.union import copyup
+copy = copyup.CopyPlan.copy
+def slow(self):
+    open({base!r} + "/copying", "w").close()
+    while not os.path.exists({base!r} + "/go"):
+        time.sleep(.01)
+    copy(self)
+copyup.CopyPlan.copy = slow
+"""
+
+
+def _patch(place: Place, code: str) -> None:
+    """Have every Python of the place, the daemon too, run `code` when it starts."""
+    place.sh("mkdir patch")
+    (place.path / "patch/sitecustomize.py").write_text(code)
+    place.env["PYTHONPATH"] = f"{place.path}/patch:{place.env['PYTHONPATH']}"
+
+
+def _record(place: Place) -> dict[str, object]:
+    (path,) = (place.path / ".run/unionfs").glob("*.json")
+    record: dict[str, object] = json.loads(path.read_text())
+    return record
+
+
+@pytest.mark.parametrize(
+    ("options", "lane"),
+    [(["lane"], "on"), (["nolane"], "off"), (["lane", "coherent"], "off")],
+)
+def test_the_record_says_whether_there_is_one(place: Place, options: list[str], lane: str) -> None:
+    place.mount(rw="rw", options=options)
+    assert place.sh("cat mnt/f; echo x > mnt/n; cat mnt/n") == "lowerx\n"
+    assert _record(place)["lane"] is (lane == "on")
+    place.umount()
+
+
+def test_unlinked_files_live_while_somebody_has_them_open(place: Place) -> None:
+    place.mount(rw="rw", options=["lane"])
+    place.py("""
+import os
+for name in ("f", "n"):
+    path = "mnt/" + name
+    if name == "n":
+        open(path, "w").write("lower")
+    reading, writing = os.open(path, os.O_RDONLY), os.open(path, os.O_RDWR)
+    os.unlink(path)
+    assert os.fstat(reading).st_nlink == 0
+    assert os.read(reading, 9) == b"lower"
+    os.pwrite(writing, b"MORE", 3)
+    os.posix_fadvise(reading, 0, 0, os.POSIX_FADV_DONTNEED)
+    assert os.pread(reading, 9, 0) == b"lowMORE"
+    os.ftruncate(writing, 2)
+    assert os.pread(reading, 9, 0) == b"lo"
+    open(path, "w").write("other")
+    assert os.pread(reading, 9, 0) == b"lo"
+    assert open(path).read() == "other"
+    os.close(reading); os.close(writing)
+os.rename("mnt/n", "mnt/d/a")
+fd = os.open("mnt/d/b", os.O_RDONLY)
+os.rename("mnt/d/a", "mnt/d/b")
+os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+assert os.read(fd, 9) == b"bbb"
+assert open("mnt/d/b").read() == "other"
+""")
+    place.umount()
+    assert tree_of(place.path / "rw") == ["d/", "d/.wh.a", "d/b", "f"]
+
+
+def test_truncation_at_open_copies_nothing_and_is_seen_by_others(place: Place) -> None:
+    place.sh("truncate -s 1G base/huge; echo content >> base/huge")
+    place.mount(rw="rw", options=["lane"])
+    place.py("""
+import os
+reading = os.open("mnt/huge", os.O_RDONLY)
+assert os.pread(reading, 7, 1 << 30) == b"content"
+fd = os.open("mnt/huge", os.O_WRONLY | os.O_TRUNC)
+assert os.fstat(reading).st_size == 0 and os.pread(reading, 10, 0) == b""
+assert os.write(fd, b"new") == 3
+assert os.pread(reading, 10, 0) == b"new"
+""")
+    place.umount()
+    assert (place.path / "rw/huge").read_text() == "new"
+
+
+def test_a_mapping_writes_after_its_file_was_closed(place: Place) -> None:
+    place.sh("head -c 20000 /dev/urandom > base/mapped")
+    place.mount(rw="rw", options=["lane"])
+    place.py("""
+import mmap, os
+fd = os.open("mnt/mapped", os.O_RDWR)
+view = mmap.mmap(fd, 20000)
+os.close(fd)
+view[10000:10003] = b"abc"
+view.flush()
+assert open("mnt/mapped", "rb").read()[10000:10003] == b"abc"
+view[19990:20000] = b"0123456789"
+view.close()
+os.unlink("mnt/f")
+""")
+    place.umount()
+    written = (place.path / "rw/mapped").read_bytes()
+    assert written[10000:10003] == b"abc"
+    assert written[19990:] == b"0123456789"
+    assert written[:10000] == (place.path / "base/mapped").read_bytes()[:10000]
+
+
+def test_a_listing_goes_on_while_others_change_the_directory(user: Place) -> None:
+    """Names that stay are listed exactly once, whoever lists, deletes and makes beside."""
+    user.sh("mkdir base/many; cd base/many; for i in $(seq 3000); do echo > keep-$i; done")
+    user.mount(rw="rw", options=["lane"])
+    user.py("""
+import os
+first = os.scandir("mnt/many")
+seen = [next(first).name for _ in range(500)]
+for round in range(5):
+    for name in [n for n in os.listdir("mnt/many") if n.startswith("new")]:
+        os.unlink("mnt/many/" + name)
+    for number in range(200):
+        open(f"mnt/many/new-{round}-{number}", "w").close()
+    os.unlink(f"mnt/many/keep-{round + 1}")
+    seen += [next(first).name for _ in range(300)]
+    assert len(os.listdir("mnt/many")) == 3000 - round - 1 + 200
+seen += [entry.name for entry in first]
+assert len(seen) == len(set(seen))
+assert {f"keep-{n}" for n in range(6, 3001)} <= set(seen)
+""")
+    user.umount()
+
+
+def test_a_long_copy_up_holds_up_nobody_else(user: Place) -> None:
+    user.sh("truncate -s 4M base/big; echo end >> base/big")
+    _patch(user, _SLOW.format(base=str(user.path)))
+    user.mount(rw="rw", options=["lane"])
+    writers = [
+        user.start("sh", "-c", f"printf {word} | dd of=mnt/big seek={seek} bs=1 conv=notrunc",
+                   stderr=subprocess.DEVNULL)
+        for word, seek in (("one", 0), ("two", 1 << 20))
+    ]  # fmt: skip
+    other = user.start("chmod", "600", "mnt/big")
+    deadline = time.monotonic() + 30
+    while not (user.path / "copying").exists():
+        assert time.monotonic() < deadline
+    assert user.sh("cat mnt/f mnt/d/a; ls mnt/d; echo x > mnt/n; cat mnt/n") == (
+        "loweraaaa\nb\nx\n"
+    )
+    # By offset: seeking to the end would wait in the kernel for the writer.
+    read = "import os; print(os.pread(os.open('mnt/big', os.O_RDONLY), 9, 4 << 20))"
+    assert user.py(read) == "b'end\\n'\n"
+    assert writers[0].poll() is None
+    user.sh("touch go")
+    assert [program.wait(30) for program in (*writers, other)] == [0, 0, 0]
+    user.umount()
+    data = (user.path / "rw/big").read_bytes()
+    assert (data[:3], data[1 << 20 : (1 << 20) + 3], data[-4:]) == (b"one", b"two", b"end\n")
+    assert len(data) == (4 << 20) + 4
+
+
+def test_a_copy_up_that_fails_is_the_writers_error(user: Place) -> None:
+    user.sh("truncate -s 4M base/big")
+    _patch(user, """
+import errno, os
+from unionfs.union import copyup
+def full(self):
+    raise OSError(errno.ENOSPC, "full")
+copyup.CopyPlan.copy = full
+""")  # fmt: skip
+    user.mount(rw="rw", options=["lane"])
+    assert "No space left" in user.fails("printf x | dd of=mnt/big conv=notrunc status=none")
+    assert user.sh("cat mnt/f; stat -c %s mnt/big") == f"lower{4 << 20}\n"
+    user.umount()
+    assert tree_of(user.path / "rw") == []
+
+
+def test_reads_that_wait_for_the_disk_are_whole(user: Place) -> None:
+    """Every read goes to a worker; so do fsync and a copy-up at the same time."""
+    user.sh("head -c 5000001 /dev/urandom > base/big; cp base/big copy")
+    _patch(user, _COLD)
+    user.mount(rw="rw", options=["lane"])
+    user.sh("cmp mnt/big copy; cat mnt/f; cmp mnt/big copy")
+    user.py("""
+import os
+fd = os.open("mnt/big", os.O_RDWR)
+os.pwrite(fd, b"abc", 4999999)
+os.fsync(fd)
+os.fdatasync(fd)
+os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+assert os.pread(fd, 100, 4999999) == b"abc"
+directory = os.open("mnt/d", os.O_RDONLY)
+os.fsync(directory)
+""")
+    user.umount()
+
+
+def test_many_open_files_cost_few_descriptors(user: Place) -> None:
+    user.sh("cd base/d; for i in $(seq 700); do echo $i > n$i; done")
+    pid = user.mount(rw="rw", options=["lane"])["pid"]
+    user.py("""
+files = [open(f"mnt/d/n{i + 1}") for i in range(700)]
+assert [file.read() for file in files] == [f"{i + 1}\\n" for i in range(700)]
+""")
+    assert len(os.listdir(f"/proc/{pid}/fd")) < 400
+    user.umount()
+
+
+def test_ids_of_files_are_translated(root: Place) -> None:
+    root.mount(rw="rw", options=["lane", "uidmapping=0:1000:1:1:0:1", "allow_other", "noacl"])
+    assert root.sh("stat -c %u mnt/f; chown 0 mnt/f; stat -c %u mnt/f") == "1000\n0\n"
+    assert "Value too large" in root.fails("chown 7 mnt/f")
+    root.umount()
+    assert os.stat(root.path / "rw/f").st_uid == 1
+
+
+def test_nothing_is_asked_for_files_read_before(user: Place) -> None:
+    """Not even OPEN and RELEASE; a cache that somebody drops meanwhile may cost one more try."""
+    pid = user.mount(rw="rw", options=["lane"])["pid"]
+
+    def requests() -> int:
+        text = Path(f"/proc/{pid}/io").read_text()
+        return int(dict(line.split(": ") for line in text.splitlines())["syscw"])
+
+    work = "for i in 1 2 3 4 5 6 7 8; do cat mnt/f mnt/d/a mnt/d/b; ls mnt/d; done > /dev/null"
+    costs = []
+    for _ in range(5):
+        before = requests()
+        user.sh(work)
+        costs.append(requests() - before)
+    # Writes of the daemon count its answers: without a lane each round takes over 60.
+    assert min(costs) <= 3, costs
+    user.umount()

@@ -1,0 +1,344 @@
+"""Parts of the direct lane alone: its memory, its workers, and its border to the kernel.
+
+The kernel is played by one end of a socket pair, pyfuse3 by the test.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+from unionfs.fuse import protocol
+from unionfs.fuse.idmap import IdMap
+from unionfs.fuse.lane import Lane, reason_against
+from unionfs.fuse.lane_state import Files, Listings
+from unionfs.fuse.lane_work import LaneWork
+from unionfs.fuse.options import MountOptions
+from unionfs.fuse.policy import Policy
+from unionfs.fuse.protocol import InitFlag, Op
+from unionfs.union import Engine
+
+pytestmark = pytest.mark.timeout(30)
+
+_INIT_OUT = "=IIIIHHIIHHIIII"
+_ALL = 0xFFFFFFFF
+
+
+class Kernel:
+    """Both ends of a lane: `device` is the kernel's, `pyfuse3` the other side's."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.device, served = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.device.settimeout(10)
+        self.ended = threading.Event()
+        options = MountOptions(lane=True).settled(uid=0, writable=True)
+        policy = Policy((IdMap(), IdMap()))
+        self.lane = Lane(served.detach(), engine, threading.Lock(), options, policy)
+        self.pyfuse3 = socket.socket(fileno=self.lane.inner)
+        self.pyfuse3.settimeout(10)
+        self.lane.start(self.ended.set)
+        self._unique = 0
+
+    def send(self, opcode: int, nodeid: int = 1, body: bytes = b"") -> int:
+        self._unique += 2
+        length = protocol.IN_HEADER.size + len(body)
+        header = protocol.IN_HEADER.pack(length, opcode, self._unique, nodeid, 0, 0, 1, 0)
+        self.device.send(header + body)
+        return self._unique
+
+    def answer(self) -> tuple[int, int, bytes]:
+        """Return number, errno and payload of the next answer."""
+        message = self.device.recv(1 << 20)
+        length, code, unique = protocol.OUT_HEADER.unpack_from(message)
+        assert length == len(message)
+        return unique, -code, message[protocol.OUT_HEADER.size :]
+
+    def ask(self, opcode: int, nodeid: int = 1, body: bytes = b"") -> tuple[int, bytes]:
+        """Send a request and return errno and payload of its answer."""
+        number = self.send(opcode, nodeid, body)
+        unique, code, payload = self.answer()
+        assert unique == number
+        return code, payload
+
+    def greet(self, flags: int = _ALL) -> int:
+        """Do INIT, pyfuse3 agreeing to everything; return the flags the kernel gets."""
+        number = self.send(Op.INIT, 0, struct.pack("=IIII", 7, 38, 1 << 17, flags))
+        message = self.pyfuse3.recv(1000)
+        assert protocol.IN_HEADER.unpack_from(message)[2] == number
+        agreed = struct.pack(_INIT_OUT, 7, 38, 1 << 17, 1 << 3, 12, 9, 1 << 20, 1, 256, *[0] * 5)
+        head = protocol.OUT_HEADER.pack(protocol.OUT_HEADER.size + len(agreed), 0, number)
+        self.pyfuse3.send(head + agreed)
+        unique, code, payload = self.answer()
+        assert (unique, code) == (number, 0)
+        return int(struct.unpack_from("=I", payload, 12)[0])
+
+    def close(self) -> None:
+        self.pyfuse3.close()
+        self.lane.close()
+        self.device.close()
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[Engine]:
+    """Return an engine over one layer with a few files."""
+    layer = tmp_path / "layer"
+    layer.mkdir()
+    for number in range(10):
+        (layer / f"f{number}").write_text(f"content {number}")
+    (tmp_path / "rw").mkdir()
+    with Engine.start([bytes(layer)], bytes(tmp_path / "rw")) as found:
+        yield found
+
+
+@pytest.fixture
+def kernel(engine: Engine) -> Iterator[Kernel]:
+    """Return a served engine whose session has begun."""
+    found = Kernel(engine)
+    yield found
+    found.close()
+
+
+# -- the border to the kernel --------------------------------------------------------
+
+
+def test_truncation_at_open_is_declined_and_links_are_cached(kernel: Kernel) -> None:
+    flags = kernel.greet()
+    assert not flags & InitFlag.ATOMIC_O_TRUNC
+    assert flags & InitFlag.CACHE_SYMLINKS
+    assert flags & InitFlag.PARALLEL_DIROPS
+    for opcode in (Op.OPEN, Op.OPENDIR, Op.FLUSH, Op.ACCESS, Op.INTERRUPT):
+        assert kernel.ask(opcode, 1, bytes(16)) == (errno.ENOSYS, b"")
+    assert kernel.lane.active
+
+
+def test_only_what_the_kernel_offers_is_agreed_on(kernel: Kernel) -> None:
+    offered = InitFlag.NO_OPEN_SUPPORT | InitFlag.NO_OPENDIR_SUPPORT
+    assert kernel.greet(offered) == 0
+
+
+@pytest.mark.logs_warnings
+@pytest.mark.parametrize("lacking", [InitFlag.NO_OPEN_SUPPORT, InitFlag.NO_OPENDIR_SUPPORT])
+def test_a_kernel_that_insists_on_open_is_pyfuse3s(
+    kernel: Kernel, lacking: InitFlag, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert kernel.greet(_ALL & ~lacking) == InitFlag.ATOMIC_O_TRUNC
+    assert not kernel.lane.active
+    assert "no direct lane" in caplog.text
+    number = kernel.send(Op.LOOKUP, 1, b"f1\0")
+    message = kernel.pyfuse3.recv(1000)
+    assert protocol.IN_HEADER.unpack_from(message)[1:3] == (Op.LOOKUP, number)
+    assert message.endswith(b"f1\0")
+
+
+def test_unknown_requests_and_their_answers_pass_unchanged(kernel: Kernel) -> None:
+    kernel.greet()
+    body = bytes(range(256)) * 200  # as large as a value of an attribute gets
+    number = kernel.send(4711, 99, body)
+    message = kernel.pyfuse3.recv(1 << 20)
+    assert message[protocol.IN_HEADER.size :] == body
+    reply = protocol.OUT_HEADER.pack(len(body) + 16, 0, number) + body
+    kernel.pyfuse3.send(reply)
+    assert kernel.answer() == (number, 0, body)
+    notification = protocol.OUT_HEADER.pack(20, 2, 0) + b"note"
+    kernel.pyfuse3.send(notification)
+    assert kernel.device.recv(100) == notification
+
+
+def test_references_follow_what_the_kernel_took(kernel: Kernel, engine: Engine) -> None:
+    kernel.greet()
+    size = 10 * (protocol.ENTRY_OUT.size + protocol.DIRENT.size + 8) // 2
+    offset, seen = 0, []
+    while True:
+        body = protocol.WRITE_IN.pack(0, offset, size, 0, 0, 0, 0)
+        code, payload = kernel.ask(Op.READDIRPLUS, 1, body)
+        assert code == 0
+        if not payload:
+            break
+        assert len(payload) <= size
+        at = 0
+        while at < len(payload):
+            nodeid = struct.unpack_from("=Q", payload, at)[0]
+            ino, offset, length, _ = protocol.DIRENT.unpack_from(
+                payload, at + protocol.ENTRY_OUT.size
+            )
+            start = at + protocol.ENTRY_OUT.size + protocol.DIRENT.size
+            name = payload[start : start + length]
+            if name in (b".", b".."):
+                assert nodeid == 0
+            else:
+                assert nodeid == ino
+                seen.append((name, ino))
+            at = start + length + -length % 8
+    assert sorted(name for name, _ in seen) == [b"f%d" % n for n in range(10)]
+    pairs = b"".join(protocol.FORGET_ONE.pack(ino, 1) for _, ino in seen)
+    kernel.send(Op.BATCH_FORGET, 0, struct.pack("=II", len(seen), 0) + pairs)
+    for _, ino in seen:
+        assert kernel.ask(Op.GETATTR, ino, bytes(16)) == (errno.ESTALE, b"")
+    assert engine.names(1)
+
+
+def test_a_stale_number_is_an_error_and_garbage_costs_one_answer(
+    kernel: Kernel, caplog: pytest.LogCaptureFixture
+) -> None:
+    kernel.greet()
+    assert kernel.ask(Op.READ, 12345, protocol.WRITE_IN.pack(0, 0, 10, 0, 0, 0, 0))[0]
+    assert not caplog.records
+    assert kernel.ask(Op.GETATTR, 1, bytes(16))[0] == 0
+
+
+@pytest.mark.logs_warnings
+def test_a_request_of_another_form_costs_one_eio(
+    kernel: Kernel, caplog: pytest.LogCaptureFixture
+) -> None:
+    kernel.greet()
+    assert kernel.ask(Op.SETATTR, 1, b"short") == (errno.EIO, b"")
+    assert "setattr failed; the caller got EIO" in caplog.text
+    assert kernel.ask(Op.GETATTR, 1, bytes(16))[0] == 0
+
+
+def test_the_session_hears_of_the_end(kernel: Kernel) -> None:
+    kernel.greet()
+    kernel.lane.settle()
+    assert not kernel.ended.is_set()
+    kernel.pyfuse3.close()
+    kernel.lane.close()
+    assert kernel.ended.is_set()
+    kernel.lane.close = lambda: None  # type: ignore[method-assign]  # done
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        (MountOptions(lane=False), "nolane"),
+        (MountOptions(lane=True, coherent=True), "coherent"),
+        (MountOptions(lane=True), None),
+    ],
+)
+def test_reasons_against_a_lane(options: MountOptions, word: str | None) -> None:
+    reason = reason_against(options)
+    assert (reason is None) == (word is None)
+    assert word is None or word in str(reason)
+
+
+@pytest.mark.parametrize(
+    ("release", "version"), [("5.0.21", "old"), ("4.19", "old"), ("6.1-x", "new")]
+)
+def test_old_kernels_get_none(release: str, version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "uname", lambda: attrs.make_class("U", ["release"])(release))
+    assert (reason_against(MountOptions(lane=True)) is None) == (version == "new")
+
+
+# -- memory ----------------------------------------------------------------------------
+
+
+def _listed(listings: Listings, after: int = 0) -> list[tuple[int, bytes]]:
+    return list(listings.entries(1, after))
+
+
+def test_a_cookie_never_means_another_name() -> None:
+    class Directory:
+        def __init__(self) -> None:
+            self.current = [b"a", b"b", b"c", b"d"]
+
+        def names(self, ino: int) -> list[bytes]:
+            assert ino == 1
+            return list(self.current)
+
+    directory = Directory()
+    listings = Listings(directory)  # type: ignore[arg-type]  # as much of an engine as needed
+    assert _listed(listings) == [(1, b"a"), (2, b"b"), (3, b"c"), (4, b"d")]
+    directory.current = [b"new", b"d", b"b"]
+    assert _listed(listings, 2) == [(3, b"c"), (4, b"d")]  # no new look in the middle
+    assert _listed(listings) == [(2, b"b"), (4, b"d"), (5, b"new")]
+    assert _listed(listings, 1) == [(2, b"b"), (4, b"d"), (5, b"new")]
+    directory.current = []
+    assert _listed(listings) == []
+    directory.current = [b"a"]
+    assert _listed(listings, 5) == []
+    assert _listed(listings) == [(6, b"a")]
+    listings.forget(1)
+    assert len(listings) == 0
+
+
+def test_open_files_are_bounded_and_closed(engine: Engine) -> None:
+    files = Files(engine, capacity=3)
+    before = len(os.listdir("/proc/self/fd"))
+    inodes = [engine.lookup(1, b"f%d" % number).ino for number in range(10)]
+    for number, ino in [*enumerate(inodes)] * 2:
+        assert engine.read(files.handle(ino), 0, 100) == b"content %d" % number
+    assert len(files) == 3
+    assert len(os.listdir("/proc/self/fd")) <= before + 3 + 2  # two directories
+    handle = engine.open(inodes[9], 0)
+    files.adopt(inodes[9], handle)
+    assert files.handle(inodes[9]) == handle
+    for ino in inodes:
+        files.forget(ino)
+    assert len(files) == 0
+
+
+# -- workers -----------------------------------------------------------------------------
+
+
+def test_what_waits_for_a_copy_up_is_done_in_order_and_fails_with_it() -> None:
+    class Plan:
+        def __init__(self, failure: OSError | None) -> None:
+            self.failure = failure
+            self.abandoned = False
+
+        def copy(self) -> None:
+            started.set()
+            assert go.wait(10)
+            if self.failure is not None:
+                raise self.failure
+
+        def abandon(self) -> None:
+            self.abandoned = True
+
+    class Slow:
+        plan: Plan
+        plans = 0
+
+        def plan_copy_up(self, ino: int) -> Plan:
+            assert ino == 7
+            self.plans += 1
+            return self.plan
+
+        def finish_copy_up(self, plan: Plan) -> None:
+            assert plan is self.plan
+            assert not plan.abandoned
+
+    def step(number: int) -> Callable[[], bytes]:
+        return lambda: b"%d" % number
+
+    for failure, codes in ((None, [0] * 3), (OSError(errno.ENOSPC, "full"), [errno.ENOSPC] * 3)):
+        started, go = threading.Event(), threading.Event()
+        answers: list[tuple[int, int, bytes]] = []
+        slow = Slow()
+        slow.plan = Plan(failure)
+
+        def reply(*answer: Any, answers: list[Any] = answers) -> None:
+            answers.append(answer)
+
+        work = LaneWork(slow, threading.Lock(), reply)  # type: ignore[arg-type]  # as much as needed
+        for number in range(3):
+            work.lift(number, 7, step(number))
+            assert started.wait(10)
+            assert work.is_lifting(7)
+            assert not work.idle
+        go.set()
+        work.close()
+        assert work.idle
+        assert not work.is_lifting(7)
+        assert [code for _, code, _ in answers] == codes
+        assert [number for number, _, _ in answers] == [0, 1, 2]
+        assert slow.plans == 1
+        assert slow.plan.abandoned == (failure is not None)

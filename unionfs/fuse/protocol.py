@@ -1,0 +1,150 @@
+"""The FUSE wire format as far as the lane speaks it (the kernel's uapi/linux/fuse.h).
+
+Invariant: pure packing and unpacking. Numbers are in the machine's byte order, which is
+the protocol's; times before 1970 and sizes keep their sign.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from typing import Final
+
+from unionfs.union import Attr
+
+__all__ = [
+    "ATTR_OUT",
+    "DIRENT",
+    "ENTRY_OUT",
+    "FATTR_ATIME",
+    "FATTR_ATIME_NOW",
+    "FATTR_GID",
+    "FATTR_MODE",
+    "FATTR_MTIME",
+    "FATTR_MTIME_NOW",
+    "FATTR_SIZE",
+    "FATTR_UID",
+    "FOPEN_KEEP_CACHE",
+    "FORGET_ONE",
+    "IN_HEADER",
+    "NOTIFY_STORE",
+    "OUT_HEADER",
+    "SETATTR_IN",
+    "WRITE_IN",
+    "InitFlag",
+    "Op",
+    "pack_attr",
+    "pack_entry",
+    "timeout",
+]
+
+
+class Op(enum.IntEnum):
+    """Request kinds that the lane knows."""
+
+    LOOKUP = 1
+    FORGET = 2
+    GETATTR = 3
+    SETATTR = 4
+    READLINK = 5
+    SYMLINK = 6
+    MKNOD = 8
+    MKDIR = 9
+    UNLINK = 10
+    RMDIR = 11
+    OPEN = 14
+    READ = 15
+    WRITE = 16
+    STATFS = 17
+    RELEASE = 18
+    FSYNC = 20
+    GETXATTR = 22
+    LISTXATTR = 23
+    FLUSH = 25
+    INIT = 26
+    OPENDIR = 27
+    RELEASEDIR = 29
+    FSYNCDIR = 30
+    ACCESS = 34
+    CREATE = 35
+    INTERRUPT = 36
+    IOCTL = 39
+    BATCH_FORGET = 42
+    READDIRPLUS = 44
+
+
+class InitFlag(enum.IntFlag):
+    """Features agreed on in INIT."""
+
+    ATOMIC_O_TRUNC = 1 << 3
+    NO_OPEN_SUPPORT = 1 << 17
+    PARALLEL_DIROPS = 1 << 18
+    CACHE_SYMLINKS = 1 << 23
+    NO_OPENDIR_SUPPORT = 1 << 24
+
+
+FATTR_MODE: Final = 1 << 0
+FATTR_UID: Final = 1 << 1
+FATTR_GID: Final = 1 << 2
+FATTR_SIZE: Final = 1 << 3
+FATTR_ATIME: Final = 1 << 4
+FATTR_MTIME: Final = 1 << 5
+FATTR_ATIME_NOW: Final = 1 << 7
+FATTR_MTIME_NOW: Final = 1 << 8
+FOPEN_KEEP_CACHE: Final = 1 << 1
+#: Code of the notification that fills the page cache.
+NOTIFY_STORE: Final = 4
+
+#: len, opcode, unique, nodeid, uid, gid, pid, padding
+IN_HEADER: Final = struct.Struct("=IIQQIIII")
+#: len, error, unique
+OUT_HEADER: Final = struct.Struct("=IiQ")
+#: fh, offset, size, flags, lock owner, open flags, padding; the same for READ and READDIR
+WRITE_IN: Final = struct.Struct("=QQIIQII")
+#: valid, -, fh, size, lock owner, atime, mtime, ctime, their ns, mode, -, uid, gid, -
+SETATTR_IN: Final = struct.Struct("=IIQQQqqqIIIIIIII")
+#: nodeid, count
+FORGET_ONE: Final = struct.Struct("=QQ")
+#: ino, offset, length of the name, type
+DIRENT: Final = struct.Struct("=QQII")
+
+_ATTR: Final = "QQQqqqIIIIIIIIII"
+#: nodeid, generation, entry and attribute timeouts (s, s, ns, ns), attributes
+ENTRY_OUT: Final = struct.Struct("=QQQQII" + _ATTR)
+#: timeout (s, ns), padding, attributes
+ATTR_OUT: Final = struct.Struct("=QII" + _ATTR)
+
+_BILLION: Final = 1_000_000_000
+_BLOCK: Final = 4096
+_DEV_MASK: Final = 0xFFFFFFFF
+
+
+def timeout(seconds: float) -> tuple[int, int]:
+    """Return a timeout as whole seconds and ns."""
+    whole = int(seconds)
+    return whole, int((seconds - whole) * _BILLION)
+
+
+def _fields(attr: Attr, uid: int, gid: int) -> tuple[int, ...]:
+    atime, atime_ns = divmod(attr.atime_ns, _BILLION)
+    mtime, mtime_ns = divmod(attr.mtime_ns, _BILLION)
+    ctime, ctime_ns = divmod(attr.ctime_ns, _BILLION)
+    return (
+        *(attr.ino, attr.size, attr.blocks, atime, mtime, ctime),
+        *(atime_ns, mtime_ns, ctime_ns, attr.mode, attr.nlink, uid, gid),
+        *(attr.rdev & _DEV_MASK, _BLOCK, 0),
+    )
+
+
+def pack_attr(attr: Attr, uid: int, gid: int, attr_timeout: tuple[int, int]) -> bytes:
+    """Return the answer to GETATTR; `uid` and `gid` as they are shown."""
+    return ATTR_OUT.pack(*attr_timeout, 0, *_fields(attr, uid, gid))
+
+
+def pack_entry(
+    attr: Attr, uid: int, gid: int, entry_timeout: tuple[int, int], attr_timeout: tuple[int, int]
+) -> bytes:
+    """Return the answer to LOOKUP and to whatever makes a name."""
+    entry_s, entry_ns = entry_timeout
+    attr_s, attr_ns = attr_timeout
+    return ENTRY_OUT.pack(attr.ino, 0, entry_s, attr_s, entry_ns, attr_ns, *_fields(attr, uid, gid))
