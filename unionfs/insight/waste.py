@@ -23,7 +23,7 @@ from unionfs.insight.probe import kind_name
 from unionfs.insight.shipped import Item, Shipped, read_branch
 from unionfs.insight.where import NamedBranch, Where
 
-__all__ = ["Hidden", "LayerWaste", "MarkerReport", "PathWaste", "Report", "report"]
+__all__ = ["Account", "Hidden", "LayerWaste", "MarkerReport", "PathWaste", "Report", "report"]
 
 
 @attrs.frozen
@@ -191,24 +191,27 @@ class Report:
         }
 
 
-class _Counter:
-    """Sums of one run over all layers."""
+class Account:
+    """Sums of one run over all layers, which are put in base first."""
 
     def __init__(self) -> None:
-        self.markers: list[MarkerReport] = []
-        self.copies: dict[bytes, list[int]] = {}
-        self.items: list[tuple[bytes, Item, int]] = []
+        self._layers: list[Shipped] = []
+        self._markers: list[MarkerReport] = []
+        self._copies: dict[bytes, list[int]] = {}
+        self._items: list[tuple[bytes, Item, int]] = []
 
     def layer(self, shipped: Shipped, effects: Sequence[Effect]) -> None:
+        """Count a layer and what `Tree.apply` said that it does."""
         number = shipped.branch.number
+        self._layers.append(shipped)
         for path, item in shipped.entries.items():
             if item.fmt == stat.S_IFDIR:
                 continue
-            self.items.append((path, item, number))
-            self.copies.setdefault(path, []).append(item.size)
+            self._items.append((path, item, number))
+            self._copies.setdefault(path, []).append(item.size)
         for effect in effects:
             if effect.kind != "entry":
-                self.markers.append(self._marker(shipped, effect))
+                self._markers.append(self._marker(shipped, effect))
                 self._removed(effect)
 
     def _removed(self, effect: Effect) -> None:
@@ -219,7 +222,7 @@ class _Counter:
         """
         for lost in effect.lost:
             if lost.item.fmt != stat.S_IFDIR:
-                self.copies.setdefault(lost.path, []).append(lost.item.size)
+                self._copies.setdefault(lost.path, []).append(lost.item.size)
 
     def _marker(self, shipped: Shipped, effect: Effect) -> MarkerReport:
         reason = ""
@@ -232,6 +235,32 @@ class _Counter:
             effect.item.path,
             tuple(_hidden(lost) for lost in effect.lost),
             reason,
+        )
+
+    def report(self, tree: Tree) -> Report:
+        """Return the sums; `tree` is what all the layers show together."""
+        visible = {id(node.item) for _, node in tree.walk()}
+        shown_groups = {
+            (node.layer, node.item.group) for _, node in tree.walk() if node.item.group is not None
+        }
+        wasted = [
+            (path, item, number)
+            for path, item, number in self._items
+            if id(item) not in visible and (number, item.group) not in shown_groups
+        ]
+        by_layer: dict[int, int] = {}
+        for _, item, number in wasted:
+            by_layer[number] = by_layer.get(number, 0) + item.size
+        return Report(
+            tuple(self._markers),
+            tuple(
+                _layer(shipped, by_layer.get(shipped.branch.number, 0)) for shipped in self._layers
+            ),
+            _paths(wasted),
+            tuple(
+                Reference(path, len(sizes), sum(sizes), min(sizes))
+                for path, sizes in self._copies.items()
+            ),
         )
 
 
@@ -255,40 +284,20 @@ def report(where: Where, seen_one: Callable[[], None] = lambda: None) -> Report:
     `seen_one` is called after every entry read; what it raises ends the work.
     """
     tree = Tree()
-    counter = _Counter()
-    layers: list[Shipped] = []
+    account = Account()
     for named in reversed(where.branches):
         shipped = read_branch(named, seen_one)
-        layers.append(shipped)
-        counter.layer(shipped, tree.apply(shipped))
-    visible = {id(node.item) for _, node in tree.walk()}
-    shown_groups = {
-        (node.layer, node.item.group) for _, node in tree.walk() if node.item.group is not None
-    }
-    wasted = [
-        (path, item, number)
-        for path, item, number in counter.items
-        if id(item) not in visible and (number, item.group) not in shown_groups
-    ]
-    return Report(
-        tuple(counter.markers),
-        tuple(_layer(shipped, wasted) for shipped in layers),
-        _paths(wasted),
-        tuple(
-            Reference(path, len(sizes), sum(sizes), min(sizes))
-            for path, sizes in counter.copies.items()
-        ),
-    )
+        account.layer(shipped, tree.apply(shipped))
+    return account.report(tree)
 
 
-def _layer(shipped: Shipped, wasted: Sequence[tuple[bytes, Item, int]]) -> LayerWaste:
-    number = shipped.branch.number
+def _layer(shipped: Shipped, wasted: int) -> LayerWaste:
     files = [item for item in shipped.entries.values() if item.fmt != stat.S_IFDIR]
     markers = len(shipped.whiteouts) + len(shipped.opaque)
     return LayerWaste(
         shipped.branch,
         sum(item.size for item in files),
-        sum(item.size for _, item, layer in wasted if layer == number),
+        wasted,
         len(files),
         markers,
     )
