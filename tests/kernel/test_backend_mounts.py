@@ -473,3 +473,66 @@ def test_an_unattended_mount_in_use_is_busy_and_lazily_finished_later(place: Pla
     until(lambda: place("umount", "mnt").status == 0)
     assert disk_state(place.path / "rw") == {"new": "late"}
     assert place.runtime() == []
+
+
+# -- what a killed keeper no longer protects -----------------------------------------
+
+
+@pytest.fixture
+def stored(place: Place) -> Place:
+    build(place.path / "image", {"one": "1", "two": "2"})
+    place.ok("import", "rootfs:image", "-t", "base")
+    build(place.path / "more", {"three": "3", "one": "one"})
+    place.ok("import", "rootfs:more", "--parent", "base", "-t", "top")
+    return place
+
+
+@pytest.mark.parametrize("branch", [(), ("--rw", "rw"), ("--ephemeral",)])
+def test_an_unattended_mount_protects_its_image(stored: Place, branch: tuple[str, ...]) -> None:
+    stored.ok("mount", "top", "mnt", *branch, "--backend", "overlay")
+    stored.kill_keeper()
+    assert stored.state() == ["unattended"]
+    for words in (("rmi", "top"), ("rmi", "--force", "top")):
+        assert "in use by a mount" in stored.fails(*words)
+    stored.ok("untag", "top")
+    assert stored.ok("gc", "--all", "--dry-run") == ""
+    assert stored.ok("gc", "--all") == ""
+    assert stored.names() == ["one", "three", "two"]
+    assert (stored.path / "mnt" / "three").read_text() == "3"
+    stored.ok("umount", "mnt")
+    assert len(stored.ok("gc", "--all").splitlines()) == 2
+
+
+def test_layers_of_a_mount_that_nothing_records_stay(stored: Place) -> None:
+    """The record is lost, the image's name too: the kernel's own mount table is left."""
+    stored.ok("mount", "top", "mnt", "--backend", "overlay")
+    stored.kill_keeper()
+    for name in stored.runtime():
+        if name.endswith(".json"):
+            (stored.path / "run/unionfs" / name).unlink()
+    stored.ok("rmi", "top")
+    stored.ok("rmi", "base")
+    stored.ok("gc", "--all")
+    assert (stored.path / "mnt" / "three").read_text() == "3"
+    assert stored.names() == ["one", "three", "two"]
+    subprocess.run(["umount", stored.path / "mnt"], check=True)
+    assert len(stored.ok("gc", "--all").splitlines()) == 2
+
+
+def test_a_branch_that_waits_for_its_end_keeps_its_layers(stored: Place) -> None:
+    """Bringing a branch into order asks the layers what its marks hide."""
+    stored.ok("mount", "top", "mnt", "--rw", "rw", "--backend", "overlay")
+    (stored.path / "mnt/one").unlink()
+    (stored.path / "mnt/three").unlink()
+    (stored.path / "mnt/three").mkdir()
+    stored.kill_keeper()
+    subprocess.run(["umount", stored.path / "mnt"], check=True)
+    assert stored.state() == ["stale"]
+    assert "in use by a mount" in stored.fails("rmi", "--force", "top")
+    stored.ok("umount", "mnt")
+    assert disk_state(stored.path / "rw") == {
+        ".wh.one": "",
+        "three/": "",
+        "three/.wh..wh..opq": "",
+    }
+    stored.ok("rmi", "--force", "top")

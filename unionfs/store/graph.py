@@ -31,6 +31,7 @@ from unionfs.store.entry import Image, load_image
 from unionfs.store.ids import IdIndex, ImageId, generate_id, short_id, validate_stored_id
 from unionfs.store.image import ImageRecord, now
 from unionfs.store.locks import hold_image, store_lock, try_exclusive
+from unionfs.store.mounted import mounted_entries
 from unionfs.store.staging import TMP_NAME, Staging, discard, sweep
 from unionfs.store.tags import TagStore
 
@@ -249,8 +250,12 @@ class Graph:
                 return hold_image(fd)
 
     def in_use(self) -> frozenset[ImageId]:
-        """Return the entries that somebody holds (mounts, imports); ancestors not included."""
-        held = set()
+        """Return the entries that somebody holds (mounts, imports).
+
+        Of a mount that is held by its process ancestors are not included; one whose process was
+        killed shows as the layers that it mounts.
+        """
+        held = set(mounted_entries(self.path))
         with store_lock(self.fd, exclusive=self.writable):
             for image_id in self.ids():
                 try:
