@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import signal
 import stat
 import subprocess
 from collections.abc import Callable
@@ -18,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.crash import run_child
 from support.engine_fs import EngineFs, fingerprint, snapshot
+from support.steps import run_killed_at_change
 from support.union_case import Union, UnionMaker, start
 
 from unionfs import _sys
@@ -39,60 +38,10 @@ LOWER = {
     LONG: "long",
 }
 
-_WATCHED = (
-    "mkdir",
-    "mknod",
-    "symlink",
-    "link",
-    "rename",
-    "unlink",
-    "rmdir",
-    "chmod",
-    "fchmod",
-    "chown",
-    "fchown",
-    "utime",
-    "setxattr",
-    "removexattr",
-    "write",
-    "pwrite",
-    "ftruncate",
-    "copy_file_range",
-)
-
 #: Those that may need space on the disk.
 _GROWING = ("mkdir", "mknod", "symlink", "link", "rename", "setxattr", "write", "copy_file_range")
 
 _Call = Callable[..., Any]
-
-
-def _run_killed_at(step: int, action: Callable[[], object]) -> bool:
-    """Kill a child just before its `step`-th change; True when it got to the end."""
-
-    def child() -> None:
-        left = step
-
-        def watched(call: _Call, counts: Callable[..., bool]) -> _Call:
-            def replacement(*args: Any, **kwargs: Any) -> Any:
-                nonlocal left
-                if counts(*args, **kwargs):
-                    left -= 1
-                    if left == 0:
-                        os.kill(os.getpid(), signal.SIGKILL)
-                return call(*args, **kwargs)
-
-            return replacement
-
-        for name in _WATCHED:
-            setattr(os, name, watched(getattr(os, name), lambda *_, **__: True))
-        os.open = watched(os.open, lambda _, flags, *__, **___: bool(flags & os.O_CREAT))
-        for name in ("renameat2", "clone_file"):
-            setattr(_sys, name, watched(getattr(_sys, name), lambda *_, **__: True))
-        action()
-
-    status = run_child(child)
-    assert status in (0, -signal.SIGKILL), f"the action itself failed: {status}"
-    return status == 0
 
 
 def _nothing(_: EngineFs) -> None:
@@ -230,7 +179,7 @@ def test_killed_anywhere(make_union: UnionMaker, case: str) -> None:
     kills = 0
     while True:
         _restore(saved, union.rw)
-        if _run_killed_at(kills + 1, lambda: _attempt(union, prepare, operation)):
+        if run_killed_at_change(kills + 1, lambda: _attempt(union, prepare, operation)):
             break
         kills += 1
         _killed_again(union, old, new)
@@ -318,7 +267,7 @@ def _killed_again(
     state = union.base / "crashed"
     _restore(union.rw, state)
     step = 1
-    while not _run_killed_at(step, lambda: start(union.layers, union.rw, union.options)):
+    while not run_killed_at_change(step, lambda: start(union.layers, union.rw, union.options)):
         assert _tree(union) in (old, new)
         _restore(state, union.rw)
         step += 1

@@ -32,6 +32,8 @@ from unionfs.union.tree import Tree, error
 from unionfs.union.workarea import WorkArea
 
 __all__ = ["Engine"]
+from unionfs.union.restore import Restore, Restored
+from unionfs.union.restoring import Undo
 
 _NAME_FIELD = 9
 
@@ -62,6 +64,7 @@ class _Changes:
 
 class Engine:
     """A union of read-only layers under an optional rw branch; made by `start`."""
+        self.restore = Restore(tree, writer, self.work, self.journal, self.names)
 
     root = ROOT_INO
 
@@ -359,6 +362,15 @@ class Engine:
 
     def needs_copy_up(self, ino: int) -> bool:
         """Tell whether a change of this node would copy it up first."""
+    # -- undoing -------------------------------------------------------------------
+
+    def restore(self, undo: Undo, path: bytes, *, blind: bool = False) -> Restored:
+        """Take back what the rw branch did at a path of the image (see `unionfs.union.restore`).
+
+        `blind`: the layers are not those of the branch. Raises `UnionfsError` and OSError.
+        """
+        return self._writable().restore.run(undo, path, blind=blind)
+
         return self._tree.node(ino).branch != UPPER
 
     def plan_copy_up(self, ino: int) -> CopyPlan | None:

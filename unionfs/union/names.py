@@ -294,6 +294,10 @@ class Names:
         """
         if node.branch != UPPER or node.more or not self._must_keep(node):
             return b""
+        return self.keep_name(parent, name)
+
+    def keep_name(self, parent: DirNode, name: bytes) -> bytes:
+        """Link an upper file to a name in the work area; return that, empty if it cannot be."""
         kept = self._work.new_name()
         try:
             os.link(
@@ -329,7 +333,8 @@ class Names:
             node.anchor, node.name = self._work.fd, kept
         elif lower_fd >= 0:
             node.anchor = lower_fd
-        if node.gone and node.nlink == 0:
+        # A layer's file is never another one: undeleted it is this node again.
+        if node.gone and node.nlink == 0 and node.branch == UPPER:
             tree.inodes.forget_key(node)
         tree.release(node)
 

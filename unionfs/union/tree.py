@@ -333,6 +333,7 @@ class Tree:
             node.parent, node.name = parent, name
         else:
             if node.more is None:
+            node.nlink = node.nlink or 1
                 node.more = []
             node.more.append((parent, name))
 
