@@ -1,1 +1,1 @@
-"""Side-by-side measurements of unions on one machine, in one run; results are ratios."""
+"""What the repository needs around `unionfs bench`: `python -m bench` and recorded results."""

@@ -15,7 +15,7 @@ from unionfs.errors import show
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-__all__ = ["Report", "progress"]
+__all__ = ["Report", "progress", "steps"]
 
 #: Label of the part at work, bytes done, bytes in all (None: unknown).
 Report = Callable[[str, int, int | None], None]
@@ -67,5 +67,26 @@ def progress(verb: str) -> Iterator[Report]:
                     bars.stop_task(task)
                 tasks[label] = bars.add_task(f"{verb} {show(label)}", total=total)
             bars.update(tasks[label], completed=done, total=total)
+
+        yield report
+
+
+@contextlib.contextmanager
+def steps() -> Iterator[Callable[[str, int, int], None]]:
+    """Give a function that shows what goes on, as step N of M, until the context ends."""
+    if not sys.stderr.isatty():
+        lines = _Lines()
+        yield lines
+        return
+    # See above.
+    from rich.console import Console  # noqa: PLC0415  # see above
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn  # noqa: PLC0415  # see above
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task("")
+
+        def report(label: str, done: int, total: int) -> None:
+            bars.update(task, description=show(label), completed=done, total=total)
 
         yield report

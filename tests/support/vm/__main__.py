@@ -61,7 +61,7 @@ def plan(areas: list[str], bench: list[str], *, kvm: bool, minutes: float = 40) 
             "--dir",
             "/tmp",
             "-o",
-            f"{out}/bench.json",
+            f"{out}/bench",
             *bench,
         ]  # inside the machine
         jobs.append({"name": "bench", "argv": argv, "seconds": _JOB_SECONDS * factor})

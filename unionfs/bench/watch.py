@@ -1,0 +1,131 @@
+"""What a server process costs, read from outside of it: CPU, memory, system calls, requests.
+
+Invariant: reading these changes nothing in the server. Requests are counted by the kernel's
+own trace event, which needs root; everybody can read the process's counts of read and write
+calls, of which a FUSE server makes at least one each for a request.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import attrs
+
+__all__ = ["Requests", "Sample", "requests_reason", "sample", "trace"]
+
+_TICKS: Final = os.sysconf("SC_CLK_TCK")
+_TRACING: Final = Path("/sys/kernel/tracing")
+_EVENT: Final = "events/fuse/fuse_request_send"
+_OPCODE: Final = re.compile(r"opcode \d+ \((?:FUSE_)?(\w+)\)")
+#: Kilobytes for each core: a quarter of a million requests.
+_BUFFER_KB: Final = 16384
+
+
+@attrs.frozen
+class Sample:
+    """What processes have used so far: seconds of CPU, bytes now and at most, calls."""
+
+    cpu: float = 0.0
+    resident: int = 0
+    peak: int = 0
+    reads: int = 0
+    writes: int = 0
+
+
+def sample(pids: tuple[int, ...]) -> Sample:
+    """Return the sum over the processes that are still there."""
+    total = Sample()
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            one = _sample(pid)
+            total = Sample(
+                *(a + b for a, b in zip(attrs.astuple(total), attrs.astuple(one), strict=True))
+            )
+    return total
+
+
+def _sample(pid: int) -> Sample:
+    place = Path(f"/proc/{pid}")
+    # proc_pid_stat(5): the name may hold spaces and parentheses; utime is field 14.
+    fields = (place / "stat").read_text().rpartition(")")[2].split()
+    status = _pairs(place / "status")
+    calls = {"syscr": 0, "syscw": 0}
+    with contextlib.suppress(PermissionError):
+        calls |= _pairs(place / "io")
+    return Sample(
+        (int(fields[11]) + int(fields[12])) / _TICKS,
+        status.get("VmRSS", 0) * 1024,
+        status.get("VmHWM", 0) * 1024,
+        calls["syscr"],
+        calls["syscw"],
+    )
+
+
+def _pairs(path: Path) -> dict[str, int]:
+    found = {}
+    for line in path.read_text().splitlines():
+        name, _, value = line.partition(":")
+        number = value.split()[:1]
+        if number and number[0].isdigit():
+            found[name] = int(number[0])
+    return found
+
+
+def requests_reason() -> str | None:
+    """Return why requests cannot be counted by kind here, or None."""
+    if os.geteuid() != 0:
+        return "counting requests by kind needs root (the kernel's trace events)"
+    if not (_TRACING / "events").is_dir():
+        return f"no tracefs at {_TRACING} (mount -t tracefs tracefs {_TRACING})"
+    if not (_TRACING / _EVENT).is_dir():
+        return "this kernel has no trace event for FUSE requests (Linux 6.11 has)"
+    return None
+
+
+class Requests:
+    """A trace buffer of our own that sees the requests of one FUSE connection."""
+
+    def __init__(self, place: Path) -> None:
+        self._place = place
+
+    def start(self, minor: int) -> None:
+        """Begin to count for the mount whose device number has this `minor`."""
+        event = self._place / _EVENT
+        (event / "filter").write_text(f"connection == {minor}")
+        (event / "enable").write_text("1")
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget what was counted."""
+        (self._place / "trace").write_text("")
+
+    def counts(self) -> dict[str, int] | None:
+        """Return the requests since `clear` by kind; None when the buffer has overflowed.
+
+        FORGET goes another way in the kernel and is not among them.
+        """
+        for cpu in self._place.glob("per_cpu/cpu*/stats"):
+            if _pairs(cpu).get("overrun", 0):
+                return None
+        text = (self._place / "trace").read_text()
+        return dict(collections.Counter(_OPCODE.findall(text)).most_common())
+
+
+@contextlib.contextmanager
+def trace() -> Iterator[Requests]:
+    """Make a trace instance of our own; it is gone afterwards. `requests_reason` must be None."""
+    place = _TRACING / "instances" / f"unionfs-bench-{os.getpid()}"
+    place.mkdir()
+    try:
+        (place / "buffer_size_kb").write_text(str(_BUFFER_KB))
+        yield Requests(place)
+    finally:
+        with contextlib.suppress(OSError):
+            (place / _EVENT / "enable").write_text("0")
+        place.rmdir()
