@@ -25,6 +25,7 @@ __all__ = ["Branch", "DirScan", "Status", "proc_path"]
 _DIR_FLAGS = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NO_ATTRIBUTE = (errno.ENODATA, errno.ENOTSUP, errno.EPERM, errno.EACCES)
 _MAX_LINK = 4096
+_MARKERS = (Meaning.WHITEOUT, Meaning.OPAQUE, Meaning.LONG_WHITEOUT)
 
 
 class Status(NamedTuple):
@@ -97,6 +98,8 @@ class Branch:
         self.marked = False
         self._noatime = os.O_NOATIME
         self.owner: tuple[int, int] | None = None
+        #: Whether `scan` counts whiteouts and opaque markers as entries besides.
+        self.show_markers = False
         self.device = os.fstat(fd).st_dev
         self.read_mark()
 
@@ -200,6 +203,8 @@ class Branch:
                 target = self._read_long(fd, name)
                 if target:
                     scan.whiteouts.add(target)
+            if self.show_markers and marker.meaning in _MARKERS:
+                entries[name] = _entry_type(entry)
 
     def _scan_overlay(
         self, listing: contextlib.AbstractContextManager[object], scan: DirScan, fd: int

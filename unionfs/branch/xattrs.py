@@ -20,6 +20,7 @@ INO_OVERRIDE: Final = "user.unionfs.ino"
 _HIDDEN: Final = (
     ENCODED_PREFIX,
     "user.unionfs.",
+    "system.unionfs.",
     "trusted.unionfs.",
     "user.overlay.",
     "trusted.overlay.",

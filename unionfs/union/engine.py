@@ -14,17 +14,21 @@ import errno
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from typing import Self
+from typing import Any, Self
+
+import attrs
 
 from unionfs.branch import whiteout
+from unionfs.union import introspect, provenance
 from unionfs.union.attributes import Attributes
 from unionfs.union.copyup import CopyPlan, CopyUp
+from unionfs.union.foreign import FollowingTree
 from unionfs.union.handles import Handles
 from unionfs.union.hardlinks import HardLinks
 from unionfs.union.inodes import ROOT_INO
 from unionfs.union.journal import Journal
 from unionfs.union.names import Names
-from unionfs.union.node import UPPER, Node
+from unionfs.union.node import UPPER, DirNode, Node
 from unionfs.union.opening import check_paths, lock, make_root, open_branch, open_layer, open_writer
 from unionfs.union.options import Attr, Caller, DirItem, EngineOptions, SetAttr, Stats
 from unionfs.union.rename import Rename
@@ -97,11 +101,16 @@ class Engine:
             if rw is not None:
                 upper = undo.enter_context(open_branch(rw))
             check_paths(layers, rw)
+            if rw is not None and (options.follow or options.show_markers):
+                options = attrs.evolve(options, read_only=True)
+            for branch in (*lowers, *([upper] if upper is not None else ())):
+                branch.show_markers = options.show_markers
             if upper is not None and not options.read_only:
                 lock_fd = lock(upper)
                 undo.callback(os.close, lock_fd)
                 writer = open_writer(upper, options)
-            tree = Tree(lowers, upper, writer, options)
+            kind = FollowingTree if options.follow and upper is not None else Tree
+            tree = kind(lowers, upper, writer, options)
             undo.callback(tree.close)
             engine = cls(tree, lock_fd)
             undo.pop_all()
@@ -151,7 +160,8 @@ class Engine:
         tree = self._tree
         tree.stats.lookups += 1
         directory = tree.dir(parent)
-        node = directory.children.get(name) or tree.need(directory, name)
+        known = directory.children.get(name) if tree.trusts_children else None
+        node = known or tree.need(directory, name)
         attr = tree.attr(node)
         node.refs += 1
         return attr
@@ -166,6 +176,10 @@ class Engine:
         if node is not None and ino != ROOT_INO:
             node.refs = max(0, node.refs - count)
             self._tree.release(node)
+
+    def is_known(self, ino: int) -> bool:
+        """Tell whether a number is that of a live file or directory."""
+        return ino in self._tree.inodes.by_ino
 
     def getattr(self, ino: int, fh: int | None = None) -> Attr:
         """Return attributes; handles follow their node, so `fh` needs no look."""
@@ -186,13 +200,18 @@ class Engine:
 
     def getxattr(self, ino: int, name: str) -> bytes:
         """Return an extended attribute's value; ENODATA without it."""
-        branch, fd, entry = self._tree.place(self._tree.node(ino))
+        node = self._tree.node(ino)
+        if provenance.is_virtual(name):
+            return provenance.value(self._tree, node, name)
+        branch, fd, entry = self._tree.place(node)
         return branch.get_xattr(fd, entry, name)
 
     def listxattr(self, ino: int) -> list[str]:
         """Return the names of the visible extended attributes."""
-        branch, fd, entry = self._tree.place(self._tree.node(ino))
-        return branch.list_xattrs(fd, entry)
+        node = self._tree.node(ino)
+        branch, fd, entry = self._tree.place(node)
+        found = branch.list_xattrs(fd, entry)
+        return found + provenance.names(node) if self._tree.options.show_xattrs else found
 
     def setxattr(self, ino: int, name: str, value: bytes, flags: int = 0) -> None:
         """Set an extended attribute, with `flags` as the system call has them."""
@@ -290,6 +309,11 @@ class Engine:
         """Open a regular file; a lower one opened for writing is not copied up by that."""
         return self._handles.open(self._tree.node(ino), flags)
 
+    def open_in_layer(self, ino: int) -> int:
+        """Return an fd, the caller's to close, of a regular file in a layer; -1 for none such."""
+        node = self._tree.inodes.by_ino.get(ino)
+        return -1 if node is None else self._handles.open_in_layer(node)
+
     def read(self, fh: int, offset: int, size: int) -> bytes:
         """Read up to `size` bytes."""
         return self._handles.read(fh, offset, size)
@@ -334,9 +358,18 @@ class Engine:
         """Write a directory to disk unless the engine is volatile."""
         self._handles.fsyncdir(fh)
 
+    def fsync_fd(self, ino: int) -> int:
+        """Return an fd, the caller's to close, whose fsync(2) writes a directory; -1 for none."""
+        return self._handles.fsync_fd(self._tree.dir(ino))
+
     def releasedir(self, fh: int) -> None:
         """Close a directory handle."""
         self._handles.releasedir(fh)
+
+    def parent_of_file(self, ino: int) -> int:
+        """Return the number of a directory that a file is in; 0 when it is in none."""
+        node = self._tree.node(ino)
+        return 0 if node.gone or node.parent is None else node.parent.ino
 
     def parent(self, ino: int) -> int:
         """Return the number of a directory's parent; the root is its own."""
@@ -389,6 +422,15 @@ class Engine:
 
         Their numbers stay valid until the next call of this method or of `rename`.
         """
+    def is_heavy(self, parent: int, name: bytes, limit: int) -> bool:
+        """Tell whether renaming `name` copies the content of a directory or of a file > `limit`."""
+        tree = self._tree
+        node = tree.find(tree.dir(parent), name)
+        if isinstance(node, DirNode):
+            tree.scan(node)
+            return not node.upper or bool(node.lower)
+        return node is not None and node.status is not None and node.status.size > limit
+
         changes, tree = self._writable(), self._tree
         self._let_go()
         for ino in changes.rename.plan_copies(tree.dir(parent), name):

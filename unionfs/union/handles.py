@@ -105,6 +105,12 @@ class Handles:
         node.fd, node.fd_writable = fd, writing
         return fd
 
+    def open_in_layer(self, node: Node) -> int:
+        """Open a layer's regular file for the caller; -1 for anything else."""
+        if node.fmt != stat.S_IFREG or node.branch == UPPER or node.gone:
+            return -1
+        return open_lower(*self._tree.place(node))
+
     def read(self, number: int, offset: int, size: int) -> bytes:
         """Read from a file."""
         return os.pread(self.file(number).fd, size, offset)
@@ -171,7 +177,8 @@ class Handles:
         if start == 0 and handle.used:
             handle.names = tree.names(node)
         handle.used = True
-        names, children = handle.names, node.children
+        names = handle.names
+        children = node.children if tree.trusts_children else {}
         for index in range(start, len(names)):
             name = names[index]
             found = children.get(name) or tree.find(node, name)
@@ -185,15 +192,19 @@ class Handles:
 
     def fsyncdir(self, number: int) -> None:
         """Write a directory's entries to disk."""
-        node = self._dir(number).node
+        fd = self.fsync_fd(self._dir(number).node)
+        if fd >= 0:
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+
+    def fsync_fd(self, node: DirNode) -> int:
+        """Return an fd, the caller's to close, whose fsync(2) writes a directory; -1 for none."""
         if not node.upper or node.gone or self._tree.options.volatile:
-            return
+            return -1
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-        fd = os.open(b".", flags, dir_fd=self._tree.fd(node, UPPER))
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        return os.open(b".", flags, dir_fd=self._tree.fd(node, UPPER))
 
     def releasedir(self, number: int) -> None:
         """Close a directory handle."""

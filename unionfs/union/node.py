@@ -89,10 +89,12 @@ class DirNode(Node):
 
     `lower` are the positions that contribute below the rw branch, top first. `listing` is
     their merged content and immutable; `scan` is the rw branch's part, kept current by the
-    engine's own operations. `final` holds the attributes of a removed directory.
+    engine's own operations. `stamp` tells of which state of the rw branch's directory it is
+    where others change that (`unionfs.union.foreign`). `final` holds the attributes of a removed
+    directory.
     """
 
-    __slots__ = ("children", "final", "inherit", "listing", "lower", "scan")
+    __slots__ = ("children", "final", "inherit", "listing", "lower", "scan", "stamp")
 
     def __init__(
         self, ino: int, key: Key, parent: DirNode | None, name: bytes, lower: tuple[int, ...]
@@ -102,6 +104,7 @@ class DirNode(Node):
         self.children: dict[bytes, Node] = {}
         self.listing: dict[bytes, Child] | None = None
         self.scan: DirScan | None = None
+        self.stamp: tuple[int, int, int] | None = None
         self.inherit: Inherit | None = None
         self.final: Attr | None = None
 

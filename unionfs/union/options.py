@@ -68,6 +68,10 @@ class EngineOptions:
     which old stores gave their layer directories for their own protection.
     `link_tables` gives, by layer path, a loader of the layer's hard-link table.
     `dir_fds` bounds the cached directory fds (None: from RLIMIT_NOFILE).
+    `labels` are the words for a layer, by its path, in the attribute `layer` of
+    `unionfs.union.provenance`; `show_xattrs` lists those attributes. `show_markers` shows
+    whiteouts and opaque markers as entries, `follow` looks for changes that somebody else makes
+    in the rw branch; either makes the union read-only.
     """
 
     volatile: bool = False
@@ -76,6 +80,10 @@ class EngineOptions:
     root_mode_fallback: int | None = None
     link_tables: Mapping[bytes, Callable[[], HardlinkTable]] = attrs.field(factory=dict)
     dir_fds: int | None = None
+    labels: Mapping[bytes, bytes] = attrs.field(factory=dict)
+    show_xattrs: bool = False
+    show_markers: bool = False
+    follow: bool = False
 
 
 @attrs.define

@@ -16,7 +16,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
 
-from unionfs.branch import Branch, DirScan, Status, Writer, merge, whiteout, xattrs
+from unionfs.branch import Branch, Child, DirScan, Status, Writer, merge, whiteout, xattrs
 from unionfs.branch.branch import proc_path
 from unionfs.union.dirfds import DirFds
 from unionfs.union.inodes import ROOT_INO, Inodes
@@ -39,6 +39,9 @@ class Tree:
     `branches[0]` is the rw branch; without one it is a filler that no node refers to.
     """
 
+    #: Whether a known child is right without a look at the branches.
+    trusts_children = True
+
     def __init__(
         self,
         lowers: Sequence[Branch],
@@ -55,6 +58,8 @@ class Tree:
         )
         self.options = options
         self.stats = Stats()
+        #: How many entries each branch has given, by position.
+        self.loads = [0] * (len(lowers) + 1)
         self.fds = DirFds(options.dir_fds)
         order = [branch.device for branch in reversed(self.branches)]
         self.inodes = Inodes(order)
@@ -190,11 +195,15 @@ class Tree:
 
     def lower_fmt(self, node: DirNode, name: bytes) -> int | None:
         """Return the type of what the lower branches have at a name, hidden or not."""
-        self.scan(node)
+        child = self.below(node, self.scan(node)).get(name)
+        return None if child is None else child.fmt
+
+    def below(self, node: DirNode, scan: DirScan) -> dict[bytes, Child]:
+        """Return what the lower branches give of a directory whose `scan` is that."""
+        del scan  # an opaque one has cut them off already
         if node.listing is None:
             self._list_lower(node)
-        child = (node.listing or {}).get(name)
-        return None if child is None else child.fmt
+        return node.listing or {}
 
     def _list_lower(self, node: DirNode) -> None:
         scans = []
@@ -209,9 +218,7 @@ class Tree:
     def names(self, node: DirNode) -> list[bytes]:
         """Return every visible name of a directory."""
         scan = self.scan(node)
-        if node.listing is None:
-            self._list_lower(node)
-        listing = node.listing or {}
+        listing = self.below(node, scan)
         if not scan.entries and not scan.whiteouts:
             return list(listing)
         entries, hidden = scan.entries, scan.whiteouts
@@ -236,19 +243,17 @@ class Tree:
         found = node.children.get(name)
         if found is not None:
             return found
-        if node.gone or whiteout.is_reserved(name):
+        if node.gone or (whiteout.is_reserved(name) and not self.options.show_markers):
             return None
         scan = self.scan(node)
         hidden = name in scan.whiteouts
         if name in scan.entries:
             # A whiteout beside the entry: it hides what is below (see branch.merge).
-            lower = self._lower_dirs(node, name) if not hidden else ()
+            lower = self.lower_dirs(node, name) if not hidden else ()
             return self.load(node, name, UPPER, lower)
         if hidden:
             return None
-        if node.listing is None:
-            self._list_lower(node)
-        child = (node.listing or {}).get(name)
+        child = self.below(node, scan).get(name)
         if child is None:
             return None
         return self.load(node, name, child.branches[0], child.branches)
@@ -264,10 +269,10 @@ class Tree:
             raise error(code, name)
         return found
 
-    def _lower_dirs(self, node: DirNode, name: bytes) -> tuple[int, ...]:
-        if self.lower_fmt(node, name) != stat.S_IFDIR or node.listing is None:
-            return ()
-        return node.listing[name].branches
+    def lower_dirs(self, node: DirNode, name: bytes) -> tuple[int, ...]:
+        """Return the branches that have a directory below the rw branch's of that name."""
+        child = self.below(node, self.scan(node)).get(name)
+        return child.branches if child is not None and child.is_dir else ()
 
     def load(
         self, parent: DirNode, name: bytes, position: int, lower: tuple[int, ...] = ()
@@ -275,6 +280,7 @@ class Tree:
         """Make (or meet again) the node of an entry of one branch."""
         branch, fd = self.branches[position], self.fd(parent, position)
         status = branch.status(fd, name)
+        self.loads[position] += 1
         key = (position, status.dev, status.ino)
         known = self.inodes.by_key.get(key)
         if known is not None and not known.is_dir:
@@ -306,7 +312,7 @@ class Tree:
             node.nlink = status.nlink
         if position != UPPER:
             node.status = status
-        elif self.inodes.is_synthetic(ino) and ino != recorded:
+        elif self.writer is not None and self.inodes.is_synthetic(ino) and ino != recorded:
             self._record(self.fd(parent, UPPER), name, ino)
         self.inodes.add(node)
         parent.children[name] = node
