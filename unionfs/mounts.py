@@ -93,7 +93,10 @@ def list_mounts() -> list[LiveMount]:
     here = registry.mount_namespace()
     found = []
     known = set()
-    for record in registry.read_records(registry.runtime_dir()):
+    directory = registry.runtime_dir()
+    records = list(registry.read_records(directory))
+    _sweep(directory, records)
+    for record in records:
         entry = _entry_of(record, table) if record.namespace == here else None
         if entry is not None:
             known.add((entry.device, entry.target))
@@ -104,6 +107,16 @@ def list_mounts() -> list[LiveMount]:
             state = State.DEAD if is_dead(entry.target) else State.LIVE
             found.append(LiveMount(entry.target, state, None))
     return found
+
+
+def _sweep(directory: bytes, records: list[MountRecord]) -> None:
+    """Remove temporary directories of mounts that ended before anything was recorded of them."""
+    named = {record.scratch for record in records if record.scratch is not None}
+    with contextlib.suppress(FileNotFoundError):
+        if any(entry.startswith(b"overlay-") for entry in os.listdir(directory)):
+            from unionfs.kernel import scratch  # noqa: PLC0415  # only for kernel mounts
+
+            scratch.sweep(directory, named)
 
 
 def _is_ours(entry: MountEntry) -> bool:

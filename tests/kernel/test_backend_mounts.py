@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
@@ -356,14 +357,59 @@ def test_lazy_unmount_converts_when_the_last_user_has_gone(place: Place) -> None
 
 
 def test_lazy_unmount_of_a_read_only_mount_keeps_deleted_files_deleted(place: Place) -> None:
+    for unmount in (("umount", "--lazy"), None):
+        place.ok("mount", *LAYERS, "mnt", "--backend", "overlay")
+        fd = os.open(place.path / "mnt", os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            if unmount is None:
+                subprocess.run(["umount", "--lazy", place.path / "mnt"], check=True)
+            else:
+                place.ok(*unmount, "mnt")
+            assert place.names() == []
+            until(lambda: place.state() == ["detached"])
+            assert sorted(os.listdir(fd)) == ["d", "p", "q", "two"]
+        finally:
+            os.close(fd)
+        until(lambda: place.mounts() == [])
+        assert place.runtime() == []
+
+
+def test_a_detached_mount_without_a_keeper_is_finished_when_nobody_uses_it(place: Place) -> None:
     place.ok("mount", *LAYERS, "mnt", "--backend", "overlay")
+    place.kill_keeper()
     fd = os.open(place.path / "mnt", os.O_RDONLY | os.O_DIRECTORY)
     try:
         place.ok("umount", "--lazy", "mnt")
-        assert place.names() == []
+        assert place.state() == ["stale"]
         assert sorted(os.listdir(fd)) == ["d", "p", "q", "two"]
     finally:
         os.close(fd)
+    place.ok("umount", "mnt")
+    assert place.mounts() == []
+    assert place.runtime() == []
+
+
+def test_what_was_killed_before_it_was_recorded_is_swept(place: Place) -> None:
+    """Any command that looks at mounts does it, but not to what is mounted or being made."""
+    place.ok("mount", *LAYERS, "mnt", "--backend", "overlay")
+    (kept,) = [name for name in place.runtime() if name.startswith("overlay-")]
+    place.kill_keeper()
+    runtime_dir = place.path / "run/unionfs"
+    for name in place.runtime():
+        if name.startswith("mount-"):
+            (runtime_dir / name).unlink()
+    build(runtime_dir, {"overlay-0123456789abcdef/root/": "", "overlay-0123456789abcde0/root/": ""})
+    lock = os.open(runtime_dir / "overlay-0123456789abcde0", os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_SH)
+    try:
+        place.ok("mounts")
+        assert place.runtime() == sorted([kept, "overlay-0123456789abcde0"])
+        assert place.names() == ["d", "p", "q", "two"]
+    finally:
+        os.close(lock)
+    subprocess.run(["umount", place.path / "mnt"], check=True)
+    place.ok("mounts")
+    assert place.runtime() == []
 
 
 def test_umount_8_is_noticed(place: Place) -> None:

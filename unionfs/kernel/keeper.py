@@ -20,8 +20,11 @@ from unionfs.kernel.mounted import KernelMount
 
 __all__ = ["keep"]
 
-#: Milliseconds between looks at a mount that is unmounted here but still in use elsewhere.
-_RETRY: Final = 1000
+#: Milliseconds between looks at a mount that is unmounted here but still in use elsewhere;
+#: a look costs time, so they become rarer.
+_RETRY: Final = 500
+_RETRY_MAX: Final = 15_000
+_RARER: Final = 1.2
 
 
 def keep(mount: KernelMount, on_ready: Callable[[], object]) -> None:
@@ -46,6 +49,7 @@ def keep(mount: KernelMount, on_ready: Callable[[], object]) -> None:
             if reading in events:
                 os.read(reading, 1)
                 _end(mount)
+        poller.unregister(reading)  # a signal says nothing new now
         _finish(mount, poller)
     finally:
         signal.set_wakeup_fd(previous)
@@ -61,10 +65,12 @@ def _end(mount: KernelMount) -> None:
 
 
 def _finish(mount: KernelMount, poller: select.poll) -> None:
+    pause = float(_RETRY)
     while True:
         try:
             mount.finish()
         except BusyError:
-            poller.poll(_RETRY)
+            poller.poll(pause)
+            pause = min(pause * _RARER, _RETRY_MAX)
         else:
             return

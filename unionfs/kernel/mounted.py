@@ -12,33 +12,24 @@ import contextlib
 import errno
 import fcntl
 import os
-import secrets
-import stat
-from collections.abc import Iterator, Sequence
-from typing import Final
+from collections.abc import Iterator
 
 import attrs
 
 from unionfs import _sys
-from unionfs.branch.branch import proc_path
-from unionfs.errors import BusyError, UnsupportedError, show
-from unionfs.kernel import convert, trees
+from unionfs.errors import BusyError, show
+from unionfs.kernel import convert
 from unionfs.kernel.plinks import flush_pseudo_links, refuse_live_branch
-from unionfs.kernel.survey import Kind
 from unionfs.union import Engine, EngineOptions
 
 __all__ = [
     "KernelMount",
     "KernelRequest",
     "Layer",
-    "Scratch",
-    "can_hold_shims",
     "mounts_on",
     "ready_branch",
     "settle_branch",
 ]
-
-_PROBE: Final = b".unionfs-probe-"
 
 
 @attrs.frozen
@@ -87,60 +78,6 @@ def _unescape(field: bytes) -> bytes:
     for code, char in ((b"\\040", b" "), (b"\\011", b"\t"), (b"\\012", b"\n"), (b"\\134", b"\\")):
         field = field.replace(code, char)
     return field
-
-
-def can_hold_shims(directory: bytes, kind: Kind) -> bool:
-    """Try whether whiteout devices and opaque xattrs can be made in `directory`."""
-    name = _PROBE + secrets.token_hex(6).encode()
-    try:
-        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        os.mkdir(name, 0o700, dir_fd=fd)
-        attribute = f"{kind.value}.overlay.opaque"
-        os.setxattr(proc_path(fd, name), attribute, b"y", follow_symlinks=False)
-        os.mknod(name + b"/x", stat.S_IFCHR, os.makedev(0, 0), dir_fd=fd)
-        made = os.stat(name + b"/x", dir_fd=fd, follow_symlinks=False)
-        # Some shared filesystems turn devices into something else without an error.
-        return stat.S_ISCHR(made.st_mode) and made.st_rdev == 0
-    except OSError:
-        return False
-    finally:
-        with contextlib.suppress(OSError):
-            trees.remove_tree(fd, name)
-        os.close(fd)
-
-
-class Scratch:
-    """A temporary directory of one mount, made in the first place that can hold shims."""
-
-    def __init__(self, path: bytes) -> None:
-        self.path = path
-
-    @classmethod
-    def make(cls, candidates: Sequence[bytes], kind: Kind) -> Scratch:
-        """Make one; UnsupportedError when no candidate fits."""
-        for directory in candidates:
-            if can_hold_shims(directory, kind):
-                path = directory + b"/overlay-" + secrets.token_hex(8).encode()
-                os.mkdir(path, 0o700)
-                return cls(path)
-        shown = ", ".join(show(directory) for directory in candidates)
-        raise UnsupportedError(
-            f"overlay: none of {shown} can hold whiteout devices and {kind.value}.* attributes;"
-            " set TMPDIR to a directory on ext4, xfs or btrfs"
-        )
-
-    def remove(self) -> None:
-        """Remove it with all below; absent is fine."""
-        parent, name = os.path.split(self.path)
-        with contextlib.suppress(FileNotFoundError):
-            fd = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                trees.remove_tree(fd, name)
-            finally:
-                os.close(fd)
 
 
 def _lock(rw: bytes) -> int:
@@ -194,8 +131,6 @@ class KernelMount(abc.ABC):
         self.request = request
         self.losses: tuple[str, ...] = ()
         self._identity: tuple[bytes, bytes, bytes] | None = None
-        #: Detached while in use: the kernel may go on for a while.
-        self.lingering = False
         self._held = held
 
     @property
@@ -245,7 +180,6 @@ class KernelMount(abc.ABC):
             self._unmount_now()
         except BusyError:
             _sys.umount(self.request.target, _sys.MNT_DETACH)
-            self.lingering = True
 
     def before_unmount(self) -> None:
         """Do what only works while it is mounted; nothing unless a back end needs it."""

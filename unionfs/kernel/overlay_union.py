@@ -15,10 +15,11 @@ from typing import Final
 from unionfs import _sys
 from unionfs.branch import Branch
 from unionfs.branch.branch import proc_path
-from unionfs.errors import UnsupportedError, show
+from unionfs.errors import BusyError, UnsupportedError, show
 from unionfs.kernel import convert, overlay, shims, trees
-from unionfs.kernel.mounted import KernelMount, KernelRequest, Scratch, ready_branch
+from unionfs.kernel.mounted import KernelMount, KernelRequest, ready_branch
 from unionfs.kernel.overlay import OverlaySpec
+from unionfs.kernel.scratch import Scratch, in_use
 from unionfs.kernel.shims import ShimSet
 from unionfs.kernel.survey import Kind, LayerFacts, overlay_blockers, overlay_losses, survey
 
@@ -64,16 +65,16 @@ class OverlayMount(KernelMount):
         """
         overlay.mount(self.spec, self.request.target if target is None else target)
         self.recognise()
+        if self.device:
+            self._scratch.note(self.device)
 
     def finish(self) -> None:
         """See `KernelMount.finish`."""
         if self.request.rw is not None:
             convert.settle(self.request.rw)
-        elif self.lingering:
-            # Nobody can tell when the last user of a read-only mount has gone, and without its
-            # shims deleted files would come back for them. The runtime directory forgets it.
-            self.release()
-            return
+        elif in_use(self._scratch.path):
+            # Without its shims deleted files would come back for whoever still looks in.
+            raise BusyError(f"{show(self.request.target)} is unmounted, and still in use")
         self._scratch.remove()
         self.release()
 

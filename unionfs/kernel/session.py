@@ -16,14 +16,14 @@ from typing import Final
 import attrs
 
 from unionfs import _sys
-from unionfs.errors import UnionfsError, UnsupportedError
+from unionfs.errors import BusyError, UnionfsError, UnsupportedError, show
 from unionfs.fuse import registry
 from unionfs.fuse.daemon import LEGACY_ROOT_MODE, held
 from unionfs.fuse.options import MountOptions
 from unionfs.fuse.plan import Plan
 from unionfs.fuse.registry import MountRecord
 from unionfs.fuse.request import MountRequest
-from unionfs.kernel import convert, plinks
+from unionfs.kernel import convert, plinks, scratch
 from unionfs.kernel.choose import Choice, mount_fastest
 from unionfs.kernel.keeper import keep
 from unionfs.kernel.leftover import settle_if_needed
@@ -185,6 +185,8 @@ def tidy(record: MountRecord) -> None:
     """
     settle_if_needed(record.rw)
     if record.scratch is not None:
+        if scratch.in_use(record.scratch):
+            raise BusyError(f"{show(record.target)} is still in use")
         try:
             shutil.rmtree(record.scratch)
         except FileNotFoundError:
