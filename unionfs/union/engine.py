@@ -14,12 +14,12 @@ import errno
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from typing import Any, Self
+from typing import Self
 
 import attrs
 
 from unionfs.branch import whiteout
-from unionfs.union import introspect, provenance
+from unionfs.union import provenance
 from unionfs.union.attributes import Attributes
 from unionfs.union.copyup import CopyPlan, CopyUp
 from unionfs.union.foreign import FollowingTree
@@ -32,12 +32,12 @@ from unionfs.union.node import UPPER, DirNode, Node
 from unionfs.union.opening import check_paths, lock, make_root, open_branch, open_layer, open_writer
 from unionfs.union.options import Attr, Caller, DirItem, EngineOptions, SetAttr, Stats
 from unionfs.union.rename import Rename
+from unionfs.union.restore import Restore, Restored
+from unionfs.union.restoring import Undo
 from unionfs.union.tree import Tree, error
 from unionfs.union.workarea import WorkArea
 
 __all__ = ["Engine"]
-from unionfs.union.restore import Restore, Restored
-from unionfs.union.restoring import Undo
 
 _NAME_FIELD = 9
 
@@ -64,11 +64,11 @@ class _Changes:
         self.names = Names(tree, writer, self.work, self.journal, self.copyup)
         self.rename = Rename(tree, self.work, self.journal, self.copyup, self.names)
         self.attributes = Attributes(tree, writer, self.work, self.copyup, self.handles)
+        self.restore = Restore(tree, writer, self.work, self.journal, self.names)
 
 
 class Engine:
     """A union of read-only layers under an optional rw branch; made by `start`."""
-        self.restore = Restore(tree, writer, self.work, self.journal, self.names)
 
     root = ROOT_INO
 
@@ -376,6 +376,15 @@ class Engine:
         parent = self._tree.dir(ino).parent
         return ROOT_INO if parent is None else parent.ino
 
+    # -- undoing -------------------------------------------------------------------
+
+    def restore(self, undo: Undo, path: bytes, *, blind: bool = False) -> Restored:
+        """Take back what the rw branch did at a path of the image (see `unionfs.union.restore`).
+
+        `blind`: the layers are not those of the branch. Raises `UnionfsError` and OSError.
+        """
+        return self._writable().restore.run(undo, path, blind=blind)
+
     # -- copy-up in steps ------------------------------------------------------------
 
     def open_paths(self) -> list[bytes]:
@@ -393,17 +402,17 @@ class Engine:
             return 0
         return node.status.size
 
+    def is_heavy(self, parent: int, name: bytes, limit: int) -> bool:
+        """Tell whether renaming `name` copies the content of a directory or of a file > `limit`."""
+        tree = self._tree
+        node = tree.find(tree.dir(parent), name)
+        if isinstance(node, DirNode):
+            tree.scan(node)
+            return not node.upper or bool(node.lower)
+        return node is not None and node.status is not None and node.status.size > limit
+
     def needs_copy_up(self, ino: int) -> bool:
         """Tell whether a change of this node would copy it up first."""
-    # -- undoing -------------------------------------------------------------------
-
-    def restore(self, undo: Undo, path: bytes, *, blind: bool = False) -> Restored:
-        """Take back what the rw branch did at a path of the image (see `unionfs.union.restore`).
-
-        `blind`: the layers are not those of the branch. Raises `UnionfsError` and OSError.
-        """
-        return self._writable().restore.run(undo, path, blind=blind)
-
         return self._tree.node(ino).branch != UPPER
 
     def plan_copy_up(self, ino: int) -> CopyPlan | None:
@@ -422,15 +431,6 @@ class Engine:
 
         Their numbers stay valid until the next call of this method or of `rename`.
         """
-    def is_heavy(self, parent: int, name: bytes, limit: int) -> bool:
-        """Tell whether renaming `name` copies the content of a directory or of a file > `limit`."""
-        tree = self._tree
-        node = tree.find(tree.dir(parent), name)
-        if isinstance(node, DirNode):
-            tree.scan(node)
-            return not node.upper or bool(node.lower)
-        return node is not None and node.status is not None and node.status.size > limit
-
         changes, tree = self._writable(), self._tree
         self._let_go()
         for ino in changes.rename.plan_copies(tree.dir(parent), name):

@@ -336,10 +336,10 @@ class Tree:
                     os.close(node.anchor)
                 node.anchor = -1
             node.gone = False
+            node.nlink = node.nlink or 1
             node.parent, node.name = parent, name
         else:
             if node.more is None:
-            node.nlink = node.nlink or 1
                 node.more = []
             node.more.append((parent, name))
 
