@@ -6,11 +6,12 @@ Invariant: a plot shows ratios or counts of the result and nothing that its tabl
 from __future__ import annotations
 
 import importlib
+import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from unionfs.bench.result import Result, ratios
+from unionfs.bench.result import About, Result, ratios
 from unionfs.bench.workloads import titles
 from unionfs.errors import UnsupportedError
 
@@ -51,19 +52,50 @@ def plot(result: Result, directory: Path) -> list[Path]:
     return made
 
 
-def _bars(
-    axes: Any, rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float | None]]
-) -> None:
-    """Draw one group of horizontal bars for each row, the first on top."""
-    height = 0.8 / max(1, len(columns))
-    for place, (column, series) in enumerate(zip(columns, values, strict=True)):
-        at = [row + place * height for row, value in enumerate(series) if value]
-        axes.barh(at, [value for value in series if value], height, label=column)
-    axes.set_yticks([row + 0.4 for row in range(len(rows))], rows)
-    axes.invert_yaxis()
+def _colours(result: Result) -> dict[str, str]:
+    """Return the same colour for a subject in every plot."""
+    return {subject.key: f"C{place}" for place, subject in enumerate(result.subjects)}
+
+
+#: A value with the ends of its spread.
+_Point = tuple[float, float, float]
+
+
+def _dots(
+    pyplot: Any,
+    result: Result,
+    keys: Sequence[str],
+    subjects: Sequence[About],
+    point: Callable[[str, str], _Point | None],
+) -> tuple[Any, Any]:
+    """Draw one dot with its spread for each subject, in one group for each key, first on top."""
+    colours, known = _colours(result), titles()
+    height = 0.16 * len(keys) * (len(subjects) + 1) + 1
+    figure, axes = pyplot.subplots(figsize=(9, height))
+    step = 1 / (len(subjects) + 1)
+    for place, subject in enumerate(subjects):
+        rows = [(row + place * step, point(key, subject.key)) for row, key in enumerate(keys)]
+        shown = [(at, found) for at, found in rows if found is not None and found[1] > 0]
+        axes.errorbar(
+            [value for _, (value, _, _) in shown],
+            [at for at, _ in shown],
+            xerr=[
+                [max(0.0, value - low) for _, (value, low, _) in shown],
+                [max(0.0, high - value) for _, (value, _, high) in shown],
+            ],
+            fmt="o",
+            markersize=4,
+            color=colours[subject.key],
+            label=subject.title,
+        )
+    for row in range(0, len(keys), 2):
+        axes.axhspan(row - step, row + 1 - step, color="black", alpha=0.05, linewidth=0)
+    axes.set_yticks([row + 0.5 - step for row in range(len(keys))], [known.get(k, k) for k in keys])
+    axes.set_ylim(len(keys) - step, -step)
     axes.set_xscale("log")
     axes.grid(axis="x", which="major", alpha=0.4)
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    return figure, axes
 
 
 def _times(pyplot: Any, result: Result) -> Any:
@@ -71,13 +103,10 @@ def _times(pyplot: Any, result: Result) -> Any:
     keys = list(result.seconds)
     if not keys or not subjects:
         return None
-    known = titles()
-    figure, axes = pyplot.subplots(figsize=(9, 0.2 * len(keys) * (len(subjects) + 1) + 1))
-    values = []
-    for subject in subjects:
-        found = [ratios(result.seconds[key], subject.key, result.baseline) for key in keys]
-        values.append([None if ratio is None else ratio[0] for ratio in found])
-    _bars(axes, [known.get(k, k) for k in keys], [s.title for s in subjects], values)
+    figure, axes = _dots(
+        *(pyplot, result, keys, subjects),
+        lambda key, subject: ratios(result.seconds[key], subject, result.baseline),
+    )
     axes.axvline(1, color="black", linewidth=1)
     axes.set_xlabel(f"time as a ratio to {result.baseline}, logarithmic; less is better")
     return figure
@@ -87,21 +116,21 @@ def _requests(pyplot: Any, result: Result) -> Any:
     keys = list(result.requests)
     if not keys:
         return None
-    known = titles()
     counted = {key for by in result.requests.values() for key in by}
     subjects = [s for s in result.measured() if s.key in counted]
-    figure, axes = pyplot.subplots(figsize=(9, 0.2 * len(keys) * (len(subjects) + 1) + 1))
-    values = [
-        [sum(result.requests[key].get(s.key, {}).values()) or None for key in keys]
-        for s in subjects
-    ]
-    _bars(axes, [known.get(k, k) for k in keys], [s.title for s in subjects], values)
-    axes.set_xlabel("FUSE requests, logarithmic; less is better")
+
+    def total(key: str, subject: str) -> _Point | None:
+        kinds = result.requests[key].get(subject)
+        return None if kinds is None else (sum(kinds.values()),) * 3
+
+    figure, axes = _dots(pyplot, result, keys, subjects, total)
+    axes.set_xlabel("FUSE requests, logarithmic (none: no dot); less is better")
     return figure
 
 
 def _lines(axes: Any, result: Result, by_count: dict[str, Any], key: str, *, ratio: bool) -> None:
     counts = sorted(map(int, by_count))
+    colours = _colours(result)
     for subject in result.measured():
         points = []
         for count in counts:
@@ -110,28 +139,24 @@ def _lines(axes: Any, result: Result, by_count: dict[str, Any], key: str, *, rat
             found = ratios(rounds, subject.key, base)
             if found is None:
                 continue
-            values = sorted(value for value in rounds[subject.key] if value is not None)
-            each = found[0] if ratio else values[len(values) // 2] / (1 << 20)
-            points.append((count, each))
+            values = [value for value in rounds[subject.key] if value is not None]
+            points.append((count, found[0] if ratio else statistics.median(values) / (1 << 20)))
         if points:
-            axes.plot(*zip(*points, strict=True), marker="o", label=subject.title)
+            x, y = zip(*points, strict=True)
+            axes.plot(x, y, marker="o", color=colours[subject.key], label=subject.title)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.grid(alpha=0.4)
 
 
 def _layers(pyplot: Any, result: Result) -> Any:
-    return _curves(
-        pyplot,
-        result,
-        result.layers,
-        "layers",
-        (("mount", True), ("list.cold", True), ("absent.cold", True), ("base", False)),
-    )
+    shown = (("mount", True), ("list.cold", True), ("absent.cold", True), ("base", False))
+    return _curves(pyplot, result, result.layers, "layers", shown)
 
 
 def _trees(pyplot: Any, result: Result) -> Any:
-    return _curves(pyplot, result, result.trees, "files", (("tree.cold", True), ("memory", False)))
+    shown = (("tree.cold", True), ("memory", False))
+    return _curves(pyplot, result, result.trees, "files", shown)
 
 
 def _curves(
@@ -144,11 +169,13 @@ def _curves(
     if not by_count:
         return None
     known = {**titles(), "mount": "mount", "base": "memory after mounting", "memory": "memory"}
-    figure, all_axes = pyplot.subplots(1, len(shown), figsize=(5 * len(shown), 4))
+    figure, all_axes = pyplot.subplots(
+        1, len(shown), figsize=(5 * len(shown), 4), layout="constrained"
+    )
     for axes, (key, ratio) in zip(all_axes, shown, strict=True):
         _lines(axes, result, by_count, key, ratio=ratio)
         axes.set_title(known[key], fontsize=10)
         axes.set_xlabel(unit)
         axes.set_ylabel(f"ratio to {result.baseline}" if ratio else "MiB of the server")
-    all_axes[-1].legend(loc="upper left", bbox_to_anchor=(1, 1))
+    all_axes[0].figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside right upper")
     return figure

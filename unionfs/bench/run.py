@@ -58,7 +58,7 @@ CONDITIONS: Final = (
     ),
     (
         "each workload has files of its own, so that none finds what another has touched; before"
-        " one that changes files, everything dirty is written to disk (sync), outside of the clock"
+        " those that write much, everything dirty is written to disk (sync), outside of the clock"
     ),
     "a plain directory has no caches of its own: its cold numbers are warm ones",
 )
@@ -260,7 +260,7 @@ def measure(plan: Plan, result: Result, place: Path, report: Report) -> None:
             report(f"round {number + 1} of {plan.rounds}: {subject.title}", step, steps)
             try:
                 with mounting(subject, place, layers, plan.shape) as (worker, mounted, _):
-                    _round(result, number, subject, worker, mounted.pids, workloads)
+                    _round(result, number, subject, worker, mounted.pid, workloads)
             except BenchError as error:
                 result.failures.append(Failure(subject.key, "mount", str(error)))
             step += 1
@@ -279,30 +279,30 @@ def _round(
     number: int,
     subject: Subject,
     worker: Worker,
-    pids: tuple[int, ...],
+    pid: int | None,
     workloads: Sequence[Workload],
 ) -> None:
     for workload in workloads:
-        if workload.writes:
+        if workload.settle:
             os.sync()
         for key in workload.keys:
-            before = watch.sample(pids)
+            before = watch.sample(pid)
             try:
                 seconds, _ = worker.do(workload.key)
             except BenchError as error:
                 result.failures.append(Failure(subject.key, key, str(error)))
                 break
-            after = watch.sample(pids)
+            after = watch.sample(pid)
             keep(result.seconds, key, subject.key, number, seconds)
-            if pids:
-                keep(result.server_cpu, key, subject.key, number, after.cpu - before.cpu)
+            if pid is not None:
+                keep(result.server_cpu, key, subject.key, number, after.cpu_since(before))
             if subject.fuse:
-                calls = after.reads + after.writes - before.reads - before.writes
+                calls = after.calls - before.calls
                 keep(result.server_calls, key, subject.key, number, calls)
-    if pids:
+    if pid is not None:
         peaks = result.server_peak.setdefault(subject.key, [])
         peaks.extend([None] * (number + 1 - len(peaks)))
-        peaks[number] = watch.sample(pids).peak
+        peaks[number] = watch.sample(pid).peak
 
 
 def _count(

@@ -55,7 +55,7 @@ class Shape:
 FULL: Final = Shape("full", 100, 200, 400, 5000, 1024 * BLOCK, 2000, 5000, 1000, 500)
 QUICK: Final = Shape(
     *("quick", 20, 50, 100, 500, 64 * BLOCK, 300, 500, 100, 50),
-    layers=(1, 10, 100),
+    layers=(1, 100),
     listed=100,
     trees=(1_000, 10_000),
 )

@@ -49,13 +49,13 @@ class Case:
 
 @attrs.define
 class Mounted:
-    """A mount that works: its server processes, and how the worker gets to see it.
+    """A mount that works: its server process, and how the worker gets to see it.
 
     `enter` comes before the worker's command line, `inside` is what the worker runs first;
     `minor` is the minor number of the mount's device, by which the kernel names a connection.
     """
 
-    pids: tuple[int, ...] = ()
+    pid: int | None = None
     minor: int = 0
     enter: tuple[str, ...] = ()
     inside: tuple[str, ...] = ()
@@ -173,7 +173,7 @@ class _Served(Subject):
                 said = " ".join(words.read_text(errors="replace").split())[-_LONGEST:]
                 raise BenchError(f"{self.program} did not mount: {show(said)}")
             time.sleep(_PAUSE)
-        return Mounted((child.pid,), child=child)
+        return Mounted(child.pid, child=child)
 
     def unmount(self, case: Case, mounted: Mounted) -> None:
         """Unmount the way its user can, and wait for the program."""
@@ -234,7 +234,7 @@ class Ours(Subject):
         found = find(os.fsencode(case.target))
         if found is None or found.record is None:
             raise BenchError(f"{show(case.target)} is not among the mounts")
-        return Mounted((found.record.pid,))
+        return Mounted(found.record.pid)
 
     def unmount(self, case: Case, mounted: Mounted) -> None:
         """Unmount and wait for the process behind it."""

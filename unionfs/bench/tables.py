@@ -157,14 +157,14 @@ def _layers(result: Result, base: str, known: dict[str, str]) -> Iterator[Table]
         yield _grid(
             f"{title}: ratio to {base} with as many layers, then growth since {counts[0]}",
             subjects,
-            [(f"{count} layers", str(count)) for count in counts],
+            [(f"{count} layer" + "s" * (count > 1), str(count)) for count in counts],
             cell,
         )
     served = [s for s in subjects if s.key in first.get("base", {})]
     yield _grid(
         "Memory of the server after mounting, MiB",
         served,
-        [(f"{count} layers", str(count)) for count in counts],
+        [(f"{count} layer" + "s" * (count > 1), str(count)) for count in counts],
         lambda count, subject: _median(result.layers[count].get("base", {}), subject, _MIB),
     )
 

@@ -11,7 +11,7 @@ import collections
 import contextlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -29,42 +29,57 @@ _BUFFER_KB: Final = 16384
 
 @attrs.frozen
 class Sample:
-    """What processes have used so far: seconds of CPU, bytes now and at most, calls."""
+    """What a process has used so far.
+
+    `cpu` is seconds, exact to a clock tick; `threads` the nanoseconds of each thread, where the
+    kernel tells; `resident` and `peak` bytes; `calls` those that read or wrote.
+    """
 
     cpu: float = 0.0
+    threads: Mapping[str, int] = attrs.field(factory=dict)
     resident: int = 0
     peak: int = 0
-    reads: int = 0
-    writes: int = 0
+    calls: int = 0
+
+    def cpu_since(self, before: Sample) -> float:
+        """Return the seconds of CPU used between two samples."""
+        if not self.threads or not before.threads.keys() <= self.threads.keys():
+            return self.cpu - before.cpu  # a thread has ended and taken its count along
+        spent = sum(ns - before.threads.get(thread, 0) for thread, ns in self.threads.items())
+        return spent / 1e9
 
 
-def sample(pids: tuple[int, ...]) -> Sample:
-    """Return the sum over the processes that are still there."""
-    total = Sample()
-    for pid in pids:
-        with contextlib.suppress(OSError):
-            one = _sample(pid)
-            total = Sample(
-                *(a + b for a, b in zip(attrs.astuple(total), attrs.astuple(one), strict=True))
-            )
-    return total
-
-
-def _sample(pid: int) -> Sample:
+def sample(pid: int | None) -> Sample:
+    """Return what a process has used; nothing for None, or when it is gone."""
+    if pid is None:
+        return Sample()
     place = Path(f"/proc/{pid}")
-    # proc_pid_stat(5): the name may hold spaces and parentheses; utime is field 14.
-    fields = (place / "stat").read_text().rpartition(")")[2].split()
-    status = _pairs(place / "status")
-    calls = {"syscr": 0, "syscw": 0}
-    with contextlib.suppress(PermissionError):
-        calls |= _pairs(place / "io")
+    try:
+        # proc_pid_stat(5): the name may hold spaces and parentheses; utime is field 14.
+        fields = (place / "stat").read_text().rpartition(")")[2].split()
+        status = _pairs(place / "status")
+    except OSError:
+        return Sample()
+    calls = {}
+    with contextlib.suppress(OSError):
+        calls = _pairs(place / "io")
     return Sample(
         (int(fields[11]) + int(fields[12])) / _TICKS,
+        _threads(place),
         status.get("VmRSS", 0) * 1024,
         status.get("VmHWM", 0) * 1024,
-        calls["syscr"],
-        calls["syscw"],
+        calls.get("syscr", 0) + calls.get("syscw", 0),
     )
+
+
+def _threads(place: Path) -> dict[str, int]:
+    found = {}
+    try:
+        for thread in os.listdir(place / "task"):
+            found[thread] = int((place / "task" / thread / "schedstat").read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        return {}
+    return found
 
 
 def _pairs(path: Path) -> dict[str, int]:

@@ -44,8 +44,8 @@ class WrongError(Exception):
 class Workload:
     """A program; it returns how much it did (files or bytes). `again` times a second pass too.
 
-    `writes` means: what the previous one left dirty is written to disk first. `needs` is a
-    program without which it is left out.
+    `writes` says that it changes files, `settle` that what others left dirty must be on the disk
+    first. `needs` is a program without which it is left out.
     """
 
     key: str
@@ -53,6 +53,7 @@ class Workload:
     run: Program
     again: bool = False
     writes: bool = False
+    settle: bool = False
     needs: str | None = None
 
     @property
@@ -266,15 +267,17 @@ WORKLOADS: Final = (
     Workload("big", "big file, sequential read", _read_big, again=True),
     Workload("random", "random 4 KiB reads", _random),
     Workload("mmap", "big file through mmap", _mapped, again=True),
-    Workload("create", "create files", _create, writes=True),
+    Workload("create", "create files", _create, writes=True, settle=True),
     Workload("untar", "extract a tar", _untar, writes=True, needs="tar"),
     Workload("delete", "delete lower files", _delete, writes=True),
     Workload("rename", "rename lower files", _rename, writes=True),
     Workload("chmod", "chmod of lower files", _chmod, writes=True),
-    Workload("append", "first append to small lower files", _append, writes=True),
-    Workload("sparse", "copy-up of the big sparse file", _copy_up("sparse"), writes=True),
-    Workload("full", "copy-up of the big full file", _copy_up("full"), writes=True),
-    Workload("delete-big", "delete the big lower file", _delete_big, writes=True),
+    Workload("append", "first append to small lower files", _append, writes=True, settle=True),
+    Workload(
+        "sparse", "copy-up of the big sparse file", _copy_up("sparse"), writes=True, settle=True
+    ),
+    Workload("full", "copy-up of the big full file", _copy_up("full"), writes=True, settle=True),
+    Workload("delete-big", "delete the big lower file", _delete_big, writes=True, settle=True),
 )
 
 

@@ -6,8 +6,10 @@ JSON: the result file itself (see docs/benchmark.rst). Exit status 0, also when 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -76,10 +78,11 @@ def command(
     goals: bool,
     as_json: bool,
 ) -> None:
-    """Measure the unions of this machine side by side, in one interleaved run.
+    """Measure the unions of this machine side by side, as ratios.
 
-    Prints the path of the result (or with --json the result); the tables go to standard error
-    and into the results' directory. What cannot be measured here is named with the reason.
+    One run visits all in turn, round by round, so that what else happens hits all alike. Prints
+    the path of the result (or with --json the result); the tables go to standard error and into
+    the results' directory. What cannot be measured here is named with the reason.
     """
     if ctx.invoked_subcommand is not None:
         return
@@ -101,12 +104,27 @@ def command(
     target = Path(place or time.strftime("unionfs-bench-%Y%m%d-%H%M%S"))
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConflictError(f"{show(str(target))} exists; choose a new name with -o")
-    result = _measure(plan)
-    _save(result, target, goals=goals)
+    with _new_directory(target):
+        result = _measure(plan)
+        _save(result, target, goals=goals)
     if as_json:
         output.write_json(_document(result))
     else:
         output.result(str(target / "result.json"))
+
+
+@contextlib.contextmanager
+def _new_directory(target: Path) -> Iterator[None]:
+    """Make it before the long work, so that a place that cannot be written costs no time."""
+    made = not target.exists()
+    target.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        if made:
+            with contextlib.suppress(OSError):
+                target.rmdir()
+        raise
 
 
 def _names(options: tuple[str, ...]) -> list[str]:
@@ -137,7 +155,6 @@ def _save(result: Result, target: Path, *, goals: bool) -> None:
     from unionfs.bench.result import write  # noqa: PLC0415  # help stays fast
     from unionfs.cli.bench_text import draw  # noqa: PLC0415  # help stays fast
 
-    target.mkdir(parents=True, exist_ok=True)
     write(result, target / "result.json")
     with (target / "table.txt").open("w", encoding="utf-8") as file:
         draw(result, file=file, goals=True)

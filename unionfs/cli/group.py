@@ -47,7 +47,7 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "commit": ("commit", "Make an image of a rw branch."),
     "export": ("export", "Write an image as an archive or OCI layout."),
     "doctor": ("doctor_cmd", "Find out which back ends work here and what others need."),
-    "bench": ("bench", "Measure the unions of this machine side by side, in one interleaved run."),
+    "bench": ("bench", "Measure the unions of this machine side by side, as ratios."),
     "completion": ("completion", "Print the shell code that completes unionfs commands."),
 }
 #: What users of other tools type.
