@@ -40,6 +40,7 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "explain": ("explain", "Say why a path is visible, hidden or not there."),
     "history-of": ("history_of", "Show what each layer did to a path, base first."),
     "whiteouts": ("whiteouts", "List what deletions hide and what an image wastes."),
+    "explore": ("explore", "Browse layers and the tree they make, in the terminal."),
     "lint": ("lint", "Find what implementations disagree about, and repair it."),
     "diff": ("diff", "Show what differs between two images or mounts, and why."),
     "convert": ("convert", "Turn a layer directory from one whiteout dialect into another."),
