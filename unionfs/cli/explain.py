@@ -15,6 +15,7 @@ import click
 
 from unionfs.cli import output
 from unionfs.cli.group import root_option, verbose_option
+from unionfs.cli.upto import upto_option
 from unionfs.cli.where import WHERE, Options, inside_mount, locate, split_words, where_options
 
 __all__ = ["command"]
@@ -23,6 +24,7 @@ __all__ = ["command"]
 @click.command("explain")
 @click.argument("words", metavar="[WHERE] PATH", nargs=-1, type=WHERE)
 @where_options
+@upto_option
 @output.json_option
 @root_option
 @verbose_option

@@ -13,6 +13,7 @@ import click
 
 from unionfs.cli import output
 from unionfs.cli.group import root_option, verbose_option
+from unionfs.cli.upto import upto_option
 from unionfs.cli.where import WHERE, Options, locate, split_words, where_options
 from unionfs.errors import NotFoundError, show
 
@@ -25,6 +26,7 @@ __all__ = ["command"]
 @click.command("history-of")
 @click.argument("words", metavar="[WHERE] PATH", nargs=-1, type=WHERE)
 @where_options
+@upto_option
 @output.json_option
 @root_option
 @verbose_option

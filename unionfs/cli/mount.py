@@ -12,19 +12,20 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-import attrs
 import click
 
 from unionfs.cli import output
 from unionfs.cli.arguments import DIRECTORY, IMAGE
 from unionfs.cli.group import root_option, state, verbose_option, verbosity
+from unionfs.cli.mount_what import complete
 from unionfs.cli.mounts import print_mounts, reason_of
+from unionfs.cli.upto import upto_option
 from unionfs.errors import UsageError, show
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-    from unionfs.mounts import MountRecord, MountRequest
+    from unionfs.mounts import MountRecord
 
 __all__ = ["command"]
 
@@ -63,20 +64,6 @@ def _mountpoint(path: bytes) -> Iterator[None]:
         raise
 
 
-def _of_image(request: MountRequest, name: str) -> MountRequest:
-    """Complete a request with the layers of an image."""
-    with state().graph() as graph:
-        image = graph.get_exact(graph.tags.resolve(graph, name))
-        return attrs.evolve(
-            request,
-            layers=tuple(graph.layer_dirs(image.id)),
-            image_id=image.id,
-            image_name=graph.tags.image_name(image.id),
-            hold=(image.path,),
-            cached=True,
-        )
-
-
 @click.command("mount")
 @click.argument("words", metavar="[IMAGE] [TARGET]", nargs=-1, type=_ImageOrTarget())
 @click.option(
@@ -106,6 +93,12 @@ def _of_image(request: MountRequest, name: str) -> MountRequest:
     help="What makes the union; `auto` takes the fastest that works here and shows all.",
 )
 @click.option("--force", is_flag=True, help="Mount over a directory that is not empty.")
+@upto_option
+@click.option(
+    "--show-whiteouts",
+    is_flag=True,
+    help="Show whiteouts and opaque markers as the files they are (read-only; `-o shwh`).",
+)
 @output.json_option
 @root_option
 @verbose_option
@@ -120,6 +113,7 @@ def command(
     ready_fd: int | None,
     backend: str,
     force: bool,
+    show_whiteouts: bool,
     as_json: bool,
 ) -> None:
     """Mount an image or directories as one tree.
@@ -129,6 +123,8 @@ def command(
     unionfs mount IMAGE TARGET --rw DIR             changes go to DIR
     unionfs mount --layer TOP --layer BASE TARGET   no store needed
     unionfs mount                                   list mounts
+    unionfs mount IMAGE TARGET --upto LAYER         as it was at an older layer
+    unionfs mount MOUNT TARGET --show-whiteouts     what a live mount hides, beside it
 
     Returns when the mount is ready, and prints the mountpoint. TARGET is made if it does not
     exist.
@@ -149,15 +145,14 @@ def command(
         layers=tuple(os.path.abspath(os.fsencode(layer)) for layer in layers),
         rw=None if rw is None else os.path.abspath(os.fsencode(rw)),
         ephemeral=ephemeral,
-        options=MountOptions.parse(options),
+        options=MountOptions.parse([*options, "shwh"] if show_whiteouts else options),
         option_text=options,
         scratch=state().store_root() if ephemeral else None,
         force=force,
         ready_fd=ready_fd,
         backend=backend,
     )
-    if not layers:
-        request = _of_image(request, words[0])
+    request = complete(request, None if layers else words[0])
 
     def ready(record: MountRecord) -> None:
         for loss in record.losses:

@@ -15,13 +15,22 @@ from click.shell_completion import CompletionItem
 
 from unionfs.cli.arguments import DIRECTORY, IMAGE
 from unionfs.cli.group import state
+from unionfs.cli.upto import cut, wanted_layer
 from unionfs.errors import InvalidNameError, NotFoundError, UsageError, show
 
 if TYPE_CHECKING:
     from unionfs.insight.where import Where
     from unionfs.mounts import LiveMount
 
-__all__ = ["WHERE", "Options", "inside_mount", "locate", "split_words", "where_options"]
+__all__ = [
+    "WHERE",
+    "Options",
+    "inside_mount",
+    "locate",
+    "mounted_on",
+    "split_words",
+    "where_options",
+]
 
 _F = TypeVar("_F", bound="Callable[..., Any] | click.Command")
 _DIALECTS: Final = ("aufs", "overlay", "overlay-userxattr")
@@ -100,11 +109,13 @@ def locate(word: str | None, options: Options) -> Where:
     from unionfs.branch import Dialect  # noqa: PLC0415  # help stays fast
     from unionfs.insight import where  # noqa: PLC0415  # help stays fast
 
+    if options.rw is not None and wanted_layer() is not None:
+        raise UsageError("--upto leaves out the rw branch; give it or --rw, not both")
     if word is None:
-        return where.of_directories(options.layers, options.rw, Dialect(options.dialect))
+        return cut(where.of_directories(options.layers, options.rw, Dialect(options.dialect)))
     if options.layers:
         raise UsageError("give WHERE or --layer, not both")
-    found = _named(word, options)
+    found = cut(_named(word, options))
     return found if options.rw is None else where.with_rw(found, options.rw)
 
 
@@ -114,8 +125,8 @@ def _named(word: str, options: Options) -> Where:
 
     path = os.path.abspath(os.fsencode(word))
     # A mount whose daemon was killed is no directory any more; its branches can still be read.
-    mount = inside_mount(word)
-    if mount is not None and mount.record is not None and _same(mount.target, path):
+    mount = mounted_on(word)
+    if mount is not None and mount.record is not None:
         if options.rw is not None:
             raise UsageError(f"{show(path)} is a mount and has its own branches; leave out --rw")
         return where.of_mount(mount.record)
@@ -128,5 +139,8 @@ def _named(word: str, options: Options) -> Where:
     return where.of_directories([path], None, Dialect(options.dialect))
 
 
-def _same(target: bytes, path: bytes) -> bool:
-    return target in (path, os.path.realpath(path))
+def mounted_on(word: str) -> LiveMount | None:
+    """Return the union whose mountpoint a path is."""
+    path = os.path.abspath(os.fsencode(word))
+    mount = inside_mount(word)
+    return mount if mount is not None and mount.target in (path, os.path.realpath(path)) else None

@@ -18,6 +18,7 @@ import click
 
 from unionfs.cli import output
 from unionfs.cli.group import root_option, verbose_option
+from unionfs.cli.upto import upto_option
 from unionfs.cli.where import WHERE, Options, locate, split_words, where_options
 from unionfs.errors import show
 
@@ -52,6 +53,7 @@ class _Limit(click.ParamType[tuple[float, bool]]):
 @click.command("whiteouts")
 @click.argument("words", metavar="[WHERE]", nargs=-1, type=WHERE)
 @where_options
+@upto_option
 @click.option(
     "--max-wasted",
     type=_Limit(),

@@ -91,6 +91,9 @@ _FLAGS: Final[dict[str, dict[str, Any]]] = {
     "nonempty": {"nonempty": True},
     "noacl": {"acl": False},
     "acl": {"acl": True},
+    "shwh": {"show_whiteouts": True},
+    "noshwh": {"show_whiteouts": False},
+    "show_xattrs": {"show_xattrs": True},
     "nolane": {"lane": False},
     "lane": {"lane": True},
     "squash_to_root": {"squash_uid": 0, "squash_gid": 0},
@@ -133,6 +136,8 @@ class MountOptions:
     volatile: bool = False
     nonempty: bool = False
     acl: bool = True
+    show_whiteouts: bool = False
+    show_xattrs: bool = False
     lane: bool = False
     squash_uid: int | None = None
     squash_gid: int | None = None

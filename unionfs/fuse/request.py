@@ -104,6 +104,9 @@ def check(request: MountRequest) -> MountRequest:
         raise UsageError(f"unknown back end {show(request.backend)}; known are {known}")
     if request.rw is not None and request.ephemeral:
         raise UsageError("--rw and --ephemeral exclude each other")
+    writable = request.ephemeral or (request.rw is not None and not request.options.read_only)
+    if writable and request.options.show_whiteouts:
+        raise UsageError("whiteouts show in read-only mounts only: add `-o ro`, or leave out --rw")
     target = _check_target(request)
     layers = tuple(canonical(layer) for layer in request.layers)
     for layer in layers:

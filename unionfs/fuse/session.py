@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+import attrs
 import pyfuse3
 import trio
 
@@ -30,6 +31,7 @@ from unionfs.fuse.daemon import LEGACY_ROOT_MODE, held
 from unionfs.fuse.options import MountOptions
 from unionfs.fuse.plan import Plan
 from unionfs.fuse.registry import MountRecord
+from unionfs.fuse.request import MountRequest
 from unionfs.fuse.serving import Serving
 from unionfs.kernel.leftover import settle_if_needed
 from unionfs.store.hardlinks import HARDLINKS_NAME, load_hardlinks, scan_hardlinks
@@ -67,7 +69,7 @@ def serve(plan: Plan, on_ready: Callable[[MountRecord], None]) -> None:
         engine = Engine.start(
             request.layers,
             request.rw,
-            options=engine_options(request.layers, options),
+            options=attrs.evolve(engine_options(request.layers, options), labels=_labels(request)),
         )
         stack.callback(engine.close)
         _Session(plan, options, engine, on_ready).run()
@@ -80,7 +82,20 @@ def engine_options(layers: tuple[bytes, ...], options: MountOptions) -> EngineOp
         read_only=bool(options.read_only),
         root_mode_fallback=LEGACY_ROOT_MODE,
         link_tables=_link_tables(layers),
+        show_xattrs=options.show_xattrs,
+        show_markers=options.show_whiteouts,
+        follow=bool(options.read_only) and options.coherent,
     )
+
+
+def _labels(request: MountRequest) -> dict[bytes, bytes]:
+    """Return what the attribute `layer` says of a layer of an image: its id and the image."""
+    if request.image_id is None:
+        return {}
+    name = os.fsencode(request.image_name or request.image_id)
+    return {
+        path: b"%b %b" % (os.path.basename(os.path.dirname(path)), name) for path in request.layers
+    }
 
 
 def _link_tables(layers: tuple[bytes, ...]) -> dict[bytes, Callable[[], HardlinkTable]]:
