@@ -255,7 +255,7 @@ SUBJECTS: Final[tuple[Subject, ...]] = (
         fuse=True,
         program="unionfs-fuse",
     ),
-    Ours("fuse", "unionfs", "", fuse=True),
+    Ours("fuse", "unionfs", "lane", fuse=True),
     Ours("fuse-nolane", "unionfs, lane off", "nolane", fuse=True),
     Ours("overlay", "unionfs --backend overlay", "", backend="overlay"),
     Ours("aufs", "unionfs --backend aufs", "", backend="aufs"),
