@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import mmap
 import os
 from typing import Final
 
@@ -25,10 +26,13 @@ __all__ = [
     "MS_RDONLY",
     "MS_REC",
     "MS_REMOUNT",
+    "MS_SLAVE",
     "RENAME_EXCHANGE",
     "RENAME_NOREPLACE",
+    "allow_memory",
     "clone_file",
     "close_from",
+    "deny_memory",
     "die_with_parent",
     "drop_bounding",
     "make_read_only",
@@ -49,6 +53,7 @@ MS_REMOUNT: Final = 0x20
 MS_BIND: Final = 0x1000
 MS_REC: Final = 0x4000
 MS_PRIVATE: Final = 0x40000
+MS_SLAVE: Final = 0x80000
 MNT_DETACH: Final = 0x2
 CLONE_NEWNS: Final = 0x00020000
 CLONE_NEWIPC: Final = 0x08000000
@@ -139,6 +144,24 @@ def syncfs(fd: int) -> None:
     _check(_libc.syncfs(fd))
 
 
+def allow_memory(area: mmap.mmap) -> None:
+    """Let an area be read and written again (mprotect(2))."""
+    _protect(area, mmap.PROT_READ | mmap.PROT_WRITE)
+
+
+def deny_memory(area: mmap.mmap) -> None:
+    """Have system calls on an area fail with EFAULT, those that run too; Python must not touch it.
+
+    The kernel pins the pages it reads from one by one, and none after this has returned.
+    """
+    _protect(area, 0)  # PROT_NONE
+
+
+def _protect(area: mmap.mmap, protection: int) -> None:
+    address = ctypes.addressof(ctypes.c_char.from_buffer(area))
+    _check(_libc.mprotect(address, len(area), protection))
+
+
 def clone_file(source_fd: int, target_fd: int) -> None:
     """Share the source's data blocks with the target (FICLONE, ioctl_ficlone(2))."""
     fcntl.ioctl(target_fd, _FICLONE, source_fd)
@@ -157,6 +180,7 @@ _MOUNT_ATTR_RDONLY: Final = 0x1
 _RESOLVE_NO_MAGICLINKS: Final = 0x02
 _RESOLVE_IN_ROOT: Final = 0x10
 
+_libc.mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _libc.pivot_root.argtypes = (ctypes.c_char_p, ctypes.c_char_p)
 _libc.prctl.argtypes = (
     ctypes.c_int,

@@ -18,8 +18,8 @@ from support.fuseplace import Place, tree_of
 pytestmark = pytest.mark.fuse
 
 _COLD = """
-from unionfs.fuse import lane_ops
-lane_ops._read_cached = lambda fd, room, offset: 0
+from unionfs.fuse import lane_reads
+lane_reads._read_cached = lambda fd, room, offset: 0
 """
 #: A copy-up waits in the daemon until the file `go` exists.
 _SLOW = """

@@ -14,14 +14,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import attrs
 import pytest
 
 from unionfs.fuse import protocol
 from unionfs.fuse.idmap import IdMap
 from unionfs.fuse.lane import Lane, reason_against
+from unionfs.fuse.lane_request import COUNTS
 from unionfs.fuse.lane_state import Files, Listings
 from unionfs.fuse.lane_work import LaneWork
+from unionfs.fuse.meter import Meter
 from unionfs.fuse.options import MountOptions
 from unionfs.fuse.policy import Policy
 from unionfs.fuse.protocol import InitFlag, Op
@@ -42,7 +43,7 @@ class Kernel:
         self.ended = threading.Event()
         options = MountOptions(lane=True).settled(uid=0, writable=True)
         policy = Policy((IdMap(), IdMap()))
-        self.lane = Lane(served.detach(), engine, threading.Lock(), options, policy)
+        self.lane = Lane(served.detach(), engine, threading.Lock(), options, policy, Meter())
         self.pyfuse3 = socket.socket(fileno=self.lane.inner)
         self.pyfuse3.settimeout(10)
         self.lane.start(self.ended.set)
@@ -117,7 +118,6 @@ def test_truncation_at_open_is_declined_and_links_are_cached(kernel: Kernel) -> 
     assert flags & InitFlag.PARALLEL_DIROPS
     for opcode in (Op.OPEN, Op.OPENDIR, Op.FLUSH, Op.ACCESS, Op.INTERRUPT):
         assert kernel.ask(opcode, 1, bytes(16)) == (errno.ENOSYS, b"")
-    assert kernel.lane.active
 
 
 def test_only_what_the_kernel_offers_is_agreed_on(kernel: Kernel) -> None:
@@ -125,18 +125,18 @@ def test_only_what_the_kernel_offers_is_agreed_on(kernel: Kernel) -> None:
     assert kernel.greet(offered) == 0
 
 
-@pytest.mark.logs_warnings
-@pytest.mark.parametrize("lacking", [InitFlag.NO_OPEN_SUPPORT, InitFlag.NO_OPENDIR_SUPPORT])
-def test_a_kernel_that_insists_on_open_is_pyfuse3s(
-    kernel: Kernel, lacking: InitFlag, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("flag", "opcode"),
+    [(InitFlag.NO_OPEN_SUPPORT, Op.OPEN), (InitFlag.NO_OPENDIR_SUPPORT, Op.OPENDIR)],
+)
+def test_a_kernel_that_insists_on_handles_gets_some(
+    kernel: Kernel, flag: InitFlag, opcode: Op
 ) -> None:
-    assert kernel.greet(_ALL & ~lacking) == InitFlag.ATOMIC_O_TRUNC
-    assert not kernel.lane.active
-    assert "no direct lane" in caplog.text
-    number = kernel.send(Op.LOOKUP, 1, b"f1\0")
-    message = kernel.pyfuse3.recv(1000)
-    assert protocol.IN_HEADER.unpack_from(message)[1:3] == (Op.LOOKUP, number)
-    assert message.endswith(b"f1\0")
+    kernel.greet(_ALL & ~flag)
+    code, payload = kernel.ask(opcode, 1, bytes(16))
+    assert code == 0
+    assert len(payload) == protocol.OPEN_OUT.size
+    assert kernel.ask(opcode + (4 if opcode == Op.OPEN else 2), 1, bytes(24)) == (0, b"")
 
 
 def test_unknown_requests_and_their_answers_pass_unchanged(kernel: Kernel) -> None:
@@ -179,7 +179,7 @@ def test_references_follow_what_the_kernel_took(kernel: Kernel, engine: Engine) 
                 seen.append((name, ino))
             at = start + length + -length % 8
     assert sorted(name for name, _ in seen) == [b"f%d" % n for n in range(10)]
-    pairs = b"".join(protocol.FORGET_ONE.pack(ino, 1) for _, ino in seen)
+    pairs = b"".join(COUNTS.pack(ino, 1) for _, ino in seen)
     kernel.send(Op.BATCH_FORGET, 0, struct.pack("=II", len(seen), 0) + pairs)
     for _, ino in seen:
         assert kernel.ask(Op.GETATTR, ino, bytes(16)) == (errno.ESTALE, b"")
@@ -227,14 +227,6 @@ def test_reasons_against_a_lane(options: MountOptions, word: str | None) -> None
     reason = reason_against(options)
     assert (reason is None) == (word is None)
     assert word is None or word in str(reason)
-
-
-@pytest.mark.parametrize(
-    ("release", "version"), [("5.0.21", "old"), ("4.19", "old"), ("6.1-x", "new")]
-)
-def test_old_kernels_get_none(release: str, version: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "uname", lambda: attrs.make_class("U", ["release"])(release))
-    assert (reason_against(MountOptions(lane=True)) is None) == (version == "new")
 
 
 # -- memory ----------------------------------------------------------------------------

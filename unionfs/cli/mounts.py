@@ -2,9 +2,10 @@
 
 JSON: a list of `target`, `state` (live, detached, elsewhere, dead, unattended or stale), `image`
 (name), `image_id`, `layers` (paths, top-most first), `rw`, `ephemeral`, `read_only`, `backend`,
-`pid`, `options`, `log`, `created` (seconds since 1970), `lane`, `wanted` (the back end asked
-for), `reasons` (why no faster one), `losses` (what is not shown as FUSE would); what is not
-known is null.
+`pid`, `options`, `log`, `created` (seconds since 1970), `lane` (whether there is a direct one),
+`no_lane` (why not), `wanted` (the back end asked for), `reasons` (why no faster one), `losses`
+(what is not shown as FUSE would), `control` (path of the control socket); what is not known is
+null.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ __all__ = ["command", "print_mounts", "reason_of"]
 
 _KEYS = (
     *("image_id", "layers", "rw", "ephemeral", "read_only", "backend", "pid", "options"),
-    *("log", "created", "lane", "wanted", "reasons", "losses"),
+    *("log", "created", "lane", "no_lane", "wanted", "reasons", "losses", "control"),
 )
 
 

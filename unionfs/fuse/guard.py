@@ -1,17 +1,10 @@
-"""One lock around one engine, for two adapters in two threads.
+"""The engine for those who are no adapter: every call under the lane's lock.
 
-The lock discipline of a mount with a direct lane (`unionfs.fuse.lane`), in full:
+The lock discipline is written down in `unionfs.fuse.lane`. Without a lane there is one
+thread, no lock, and no `Guarded`.
 
-- There is one lock. Whoever calls the engine holds it: the lane's threads take it
-  themselves, the pyfuse3 side gets a `Guarded` engine that takes it for each call.
-- It is never held while `CopyPlan.copy` runs, while a cold file is read from disk,
-  during fsync, or while anything is written to the device or the socket.
-- A backing descriptor is used under the lock or duplicated under it, because a copy-up
-  may replace it at any other time.
-- Nobody waits for another request while holding it, so it is always free again soon and
-  may be taken on the trio thread.
-
-Without a lane there is one thread, no lock, and no `Guarded`.
+Invariant: only what a call returns leaves the lock, so a method that gives a generator
+(`readdir`) must not be used through this.
 """
 
 from __future__ import annotations

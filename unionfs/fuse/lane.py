@@ -1,15 +1,24 @@
-"""The direct lane: a thread that reads /dev/fuse itself and answers most requests at once.
+"""The direct lane: a thread that reads /dev/fuse itself and answers requests at once.
 
 A request through pyfuse3's task loop costs several times what reading, answering and
-writing cost here. The lane owns the device; what it does not answer goes unchanged over
-a SOCK_SEQPACKET pair to pyfuse3, which takes its end for the device, and a second thread
-brings pyfuse3's replies and notifications back.
+writing cost here. The lane owns the device and the engine; pyfuse3 agrees on INIT and
+answers what the lane does not know, over a SOCK_SEQPACKET pair that it takes for the
+device. A second thread brings its replies back.
 
-Lock discipline: `unionfs.fuse.guard`. Handlers: `unionfs.fuse.lane_ops`.
+The lock discipline of a mount with a lane, in full:
+
+- There is one lock; whoever calls the engine holds it. These are the lane's thread, its
+  workers (`lane_work`), read-ahead, and through `unionfs.fuse.guard` the session and the
+  control socket, for single calls. pyfuse3's side of a mount with a lane has no engine.
+- It is never held while `CopyPlan.copy` runs, while a cold file is read from disk, during
+  fsync, or while anything is written to the device or the socket (but the short
+  notification that an ACL has changed a mode, which waits for nothing).
+- A backing descriptor is used under the lock or duplicated under it, because a copy-up
+  may replace it at any other time.
+- Nobody waits for another request, or for pyfuse3, while holding it or on the lane's thread.
 
 Invariant: every request read is answered by exactly one of lane, worker and pyfuse3; an
-exception costs one EIO and a line in the log. Where the kernel lacks what the lane needs
-it only passes messages on, from INIT to the end. When the device or the socket ends, the
+exception costs one EIO and a line in the log. When the device or the socket ends, the
 session is told, once.
 """
 
@@ -27,34 +36,35 @@ from collections.abc import Callable
 from typing import Final
 
 from unionfs.fuse import protocol
-from unionfs.fuse.lane_ops import LATER, PASS, SILENT, LaneOps, Request
-from unionfs.fuse.lane_work import LaneWork
+from unionfs.fuse.lane_changes import Changes
+from unionfs.fuse.lane_reads import Reads
+from unionfs.fuse.lane_request import Context, Request
+from unionfs.fuse.meter import Meter
 from unionfs.fuse.options import MountOptions
 from unionfs.fuse.policy import Policy
 from unionfs.fuse.protocol import InitFlag, Op
+from unionfs.fuse.readahead import ReadAhead
 from unionfs.union import Engine
 
 __all__ = ["Lane", "reason_against"]
 
 _log = logging.getLogger(__name__)
 
-#: Linux 5.1 was the first to take ENOSYS for an answer to OPENDIR.
-_OLDEST: Final = (5, 1)
 #: As libfuse: the largest request is 256 pages of data and one of header.
 _BUFFER: Final = 257 * os.sysconf("SC_PAGE_SIZE")
 #: Seconds to try again without sleeping: waking a sleeping core takes as long.
 _SPIN: Final = 200e-6
 #: After so many vain tries in a row the lane sleeps at once until requests come fast again.
 _PATIENCE: Final = 4
-_NEEDED: Final = InitFlag.NO_OPEN_SUPPORT | InitFlag.NO_OPENDIR_SUPPORT
 _WANTED: Final = InitFlag.PARALLEL_DIROPS | InitFlag.CACHE_SYMLINKS
+_UNWANTED: Final = InitFlag.ATOMIC_O_TRUNC | InitFlag.SETXATTR_EXT
 _FLAGS: Final = struct.Struct("=I")
 #: Where INIT has its flags, in the request and in the reply, headers included.
 _FLAGS_ASKED: Final = protocol.IN_HEADER.size + 12
 _FLAGS_AGREED: Final = protocol.OUT_HEADER.size + 12
 #: Answers to write(2) on the device that concern one request that nobody waits for any more.
 _GONE: Final = (errno.ENOENT, errno.ENODEV, errno.ECONNABORTED)
-_STARTING: Final = -1
+_NO_INIT: Final = -1
 #: Seconds without a request after which the kernel has nothing queued.
 _MOMENT: Final = 0.05
 
@@ -65,10 +75,6 @@ def reason_against(options: MountOptions) -> str | None:
         return "option nolane"
     if options.coherent:
         return "option coherent: the lane has the kernel keep contents"
-    release = os.uname().release.split("-")[0].split(".")
-    version = tuple(int(part) for part in release[:2] if part.isdigit())
-    if version < _OLDEST:
-        return "the kernel is older than Linux 5.1"
     return None
 
 
@@ -76,6 +82,7 @@ class Lane:
     """The lane of one mounted device `fd`, which it owns from now on.
 
     `inner` is the descriptor for pyfuse3. Whoever else uses the engine must hold `lock`.
+    Raises OSError, the device untouched, when it cannot have what it needs.
     """
 
     def __init__(
@@ -85,19 +92,27 @@ class Lane:
         lock: threading.Lock,
         options: MountOptions,
         policy: Policy,
+        meter: Meter,
     ) -> None:
         self._fd = fd
-        os.set_blocking(fd, False)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._ours = ours
         self.inner = theirs.detach()
-        self._wake = os.eventfd(0, os.EFD_CLOEXEC)
-        self._work = LaneWork(engine, lock, self._reply)
-        self._table = LaneOps(engine, lock, options, policy, self._work).table
-        self._init_unique = _STARTING
-        self._asked = 0
-        #: Whether the lane answers, which is sure once the kernel has sent INIT.
-        self.active = True
+        try:
+            self._wake = os.eventfd(0, os.EFD_CLOEXEC)
+        except OSError:
+            ours.close()
+            os.close(self.inner)
+            raise
+        os.set_blocking(fd, False)
+        self._ahead = ReadAhead(fd, engine, lock, on=options.ahead)
+        context = Context(
+            engine, lock, options, policy, self._ahead, meter.replied(self.reply), self.notify
+        )
+        self._work = context.work
+        self._reads = Reads(context)
+        self._table = meter.watched(self._reads.table | Changes(context).table)
+        self._init_unique = _NO_INIT
         self._taken = 0
         self._cores = len(os.sched_getaffinity(0))
         self._threads: list[threading.Thread] = []
@@ -117,6 +132,7 @@ class Lane:
         self._ours.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
             thread.join()
+        self._ahead.close()
         os.close(self._fd)  # ends the connection: whoever still waits gets an error
         self._fd = -1
         self._work.close()
@@ -142,19 +158,19 @@ class Lane:
 
     def _serve(self) -> None:
         buffer = bytearray(_BUFFER)
+        buffers = [buffer]
         view = memoryview(buffer)
-        ready = select.poll()
+        device, ready = select.poll(), select.poll()
+        device.register(self._fd, select.POLLIN)
         ready.register(self._fd, select.POLLIN)
         ready.register(self._wake, select.POLLIN)
         vain = _PATIENCE
         while True:
             try:
-                size = os.readv(self._fd, [buffer])
+                size = os.readv(self._fd, buffers)
             except BlockingIOError:
                 idle = time.perf_counter()
-                spinning = self._cores > 1 and vain < _PATIENCE
-                found = spinning and self._spin(idle)
-                if found:
+                if self._cores > 1 and vain < _PATIENCE and _spin(device, idle):
                     vain = 0
                     continue
                 events = ready.poll()
@@ -169,29 +185,14 @@ class Lane:
             else:
                 self._take(view[:size])
 
-    def _spin(self, since: float) -> bool:
-        """Wait for the next request for a moment without sleeping."""
-        ready = select.poll()
-        ready.register(self._fd, select.POLLIN)
-        while time.perf_counter() - since < _SPIN:
-            if ready.poll(0):
-                return True
-        return False
-
     def _take(self, message: memoryview) -> None:
-        self._taken += 1
         request = Request(message)
-        if request.opcode == Op.INIT:
-            self._init_unique = request.unique
-            (self._asked,) = _FLAGS.unpack_from(message, _FLAGS_ASKED)
-            self.active = self._asked & _NEEDED == _NEEDED
-            if not self.active:
-                _log.warning("no direct lane: the kernel does not offer to leave out OPEN")
-        handler = self._table.get(request.opcode) if self.active else None
+        self._taken += 1
+        handler = self._table.get(request.opcode)
         if handler is None:
-            self._pass(message)
+            self._pass(request, message)
             return
-        unique, code = request.unique, 0
+        code = 0
         try:
             outcome = handler(request)
         except OSError as exc:
@@ -200,29 +201,33 @@ class Lane:
             _log.exception("%s failed; the caller got EIO", handler.__name__)
             outcome, code = b"", errno.EIO
         if isinstance(outcome, bytes):
-            self._reply(unique, code, outcome)
+            self.reply(request.unique, code, outcome)
         elif isinstance(outcome, memoryview):
-            protocol.OUT_HEADER.pack_into(outcome, 0, len(outcome), 0, unique)
+            protocol.OUT_HEADER.pack_into(outcome, 0, len(outcome), 0, request.unique)
             self._write(outcome)
-        elif outcome == PASS:
-            self._pass(message)
-        elif outcome not in (LATER, SILENT):
-            self._reply(unique, errno.EIO, b"")
 
-    def _pass(self, message: memoryview) -> None:
+    def _pass(self, request: Request, message: memoryview) -> None:
         """Give a request to pyfuse3."""
+        if request.opcode == Op.INIT:
+            self._init_unique = request.unique
+            self._reads.offered = InitFlag(_FLAGS.unpack_from(message, _FLAGS_ASKED)[0])
         try:
-            self._ours.send(message)
+            self._ours.send(message, socket.MSG_DONTWAIT)
         except OSError as exc:
-            (unique,) = struct.unpack_from("=Q", message, 8)
             _log.warning("a request cannot be handed over: %s", exc.strerror)
-            self._reply(unique, exc.errno or errno.EIO, b"")
+            self.reply(request.unique, exc.errno or errno.EIO, b"")
 
-    # -- to the kernel ---------------------------------------------------------------
+    # -- to the kernel, from any thread ------------------------------------------------
 
-    def _reply(self, unique: int, code: int, payload: bytes) -> None:
+    def reply(self, unique: int, code: int, payload: bytes) -> None:
+        """Answer a request with an errno or 0 and the payload."""
         length = protocol.OUT_HEADER.size + len(payload)
         self._write(protocol.OUT_HEADER.pack(length, -code, unique) + payload)
+
+    def notify(self, code: int, payload: bytes) -> None:
+        """Send a notification; nothing tells whether the kernel cared."""
+        length = protocol.OUT_HEADER.size + len(payload)
+        self._write(protocol.OUT_HEADER.pack(length, code, 0) + payload)
 
     def _write(self, message: bytes | memoryview) -> None:
         try:
@@ -245,13 +250,21 @@ class Lane:
             _, _, unique = protocol.OUT_HEADER.unpack_from(message)
             if unique and unique == self._init_unique:
                 self._agree(message)
-                self._init_unique = _STARTING
+                self._init_unique = _NO_INIT
             self._write(message)
 
     def _agree(self, message: memoryview) -> None:
         """Edit the answer to INIT: truncation comes as SETATTR where no OPEN is sent."""
-        if not self.active or len(message) <= _FLAGS_AGREED:
+        if len(message) <= _FLAGS_AGREED:
             return
         (flags,) = _FLAGS.unpack_from(message, _FLAGS_AGREED)
-        flags = (flags | self._asked & _WANTED) & ~InitFlag.ATOMIC_O_TRUNC
+        flags = (flags | self._reads.offered & _WANTED) & ~_UNWANTED
         _FLAGS.pack_into(message, _FLAGS_AGREED, flags)
+
+
+def _spin(device: select.poll, since: float) -> bool:
+    """Wait for the next request for a moment without sleeping."""
+    while time.perf_counter() - since < _SPIN:
+        if device.poll(0):
+            return True
+    return False

@@ -6,7 +6,7 @@ on at an offset without saying whose it is. `Files` keeps recently used files op
 
 Invariant: a cookie never means another name, so a listing that goes on after the
 directory has changed neither skips nor repeats a name that was there all the time.
-All methods need the engine's lock (see `unionfs.fuse.guard`).
+All methods need the engine's lock (see `unionfs.fuse.lane`).
 """
 
 from __future__ import annotations

@@ -1,20 +1,22 @@
-"""What the lane must not wait for: cold reads, fsync, and long copy-ups.
+"""What the lane must not wait for: cold reads, fsync, long copy-ups, renames that copy.
 
 Invariant: every job that was accepted ends with exactly one answer to its request; the
-engine's lock is held only for the quick parts, and at most `WORKERS` jobs run at a time.
-A file is copied up once, and what waits for it is done in the order it came.
+engine's lock is held only for the quick parts, and at most `WORKERS` jobs run at a time,
+one rename among them. A file is copied up once, and what waits for it is done in the
+order it came.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from unionfs.fuse.lift import WORKERS
+from unionfs.fuse.lift import FEW, INLINE_LIMIT, WORKERS
 from unionfs.union import Engine
 
 __all__ = ["LaneWork"]
@@ -36,13 +38,16 @@ class LaneWork:
         self._lock = lock
         self._reply = reply
         self._pool = ThreadPoolExecutor(WORKERS, "unionfs-work")
+        self._renames = ThreadPoolExecutor(1, "unionfs-rename")
         self._lifting: dict[int, list[_Job]] = {}
         self._guard = threading.Lock()
         self._accepted = 0
         self._answered = 0
+        self._renaming = 0
 
     def close(self) -> None:
         """Wait for what runs and drop what has not begun: nobody waits for it any more."""
+        self._renames.shutdown(cancel_futures=True)
         self._pool.shutdown(cancel_futures=True)
 
     @property
@@ -77,7 +82,7 @@ class LaneWork:
         self._pool.submit(self._answer, unique, job)
 
     def fsync(self, unique: int, fd: int, *, datasync: bool) -> None:
-        """Bring a file to disk."""
+        """Bring a file or a directory to disk."""
 
         def job() -> bytes:
             try:
@@ -135,6 +140,45 @@ class LaneWork:
             raise
         with self._lock:
             self._engine.finish_copy_up(plan)
+
+    # -- renaming ----------------------------------------------------------------------
+
+    @property
+    def is_renaming(self) -> bool:
+        """Whether a rename is under way here: the engine plans one at a time."""
+        return self._renaming > 0
+
+    def rename(
+        self, unique: int, places: Sequence[tuple[int, bytes]], then: Callable[[], bytes]
+    ) -> None:
+        """Copy up what moves, then do `then` under the lock and answer."""
+        self._accepted += 1
+        with self._guard:
+            self._renaming += 1
+        self._renames.submit(self._rename, unique, places, then)
+
+    def _rename(
+        self, unique: int, places: Sequence[tuple[int, bytes]], then: Callable[[], bytes]
+    ) -> None:
+        def job() -> bytes:
+            for parent, name in places:
+                with self._lock:
+                    inodes = self._engine.plan_rename_copies(parent, name)
+                # A few small ones are left to the rename: it may be refused.
+                limit = INLINE_LIMIT if len(inodes) <= FEW else -1
+                for inode in inodes:
+                    with self._lock:
+                        wanted = self._engine.copy_up_size(inode) > limit
+                    # The rename itself tries again, and reports, what fails here.
+                    with contextlib.suppress(OSError):
+                        if wanted:
+                            self._copy(inode)
+            with self._lock:
+                return then()
+
+        self._answer(unique, job)
+        with self._guard:
+            self._renaming -= 1
 
 
 def _failing(failure: Exception) -> Callable[[], bytes]:

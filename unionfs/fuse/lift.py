@@ -19,15 +19,13 @@ import trio
 
 from unionfs.union import Engine
 
-__all__ = ["INLINE_LIMIT", "WORKERS", "Lift"]
+__all__ = ["FEW", "INLINE_LIMIT", "WORKERS", "Lift"]
 
 #: Bytes up to which a copy-up is quicker than handing it to a thread and back.
 INLINE_LIMIT: Final = 1 << 20
 WORKERS: Final = 2 * (os.cpu_count() or 1)
-
-
 #: Files that are copied up without giving way to others in between.
-_FEW: Final = 16
+FEW: Final = 16
 
 
 class Lift:
@@ -77,7 +75,7 @@ class Lift:
         and then nothing should have been copied. It also tries again, and reports, what fails.
         """
         inodes = list(inodes)
-        few = len(inodes) <= _FEW
+        few = len(inodes) <= FEW
         for ino in inodes:
             with contextlib.suppress(OSError):
                 if self.engine.copy_up_size(ino) > self.inline_limit:

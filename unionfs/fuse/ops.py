@@ -35,10 +35,11 @@ from pyfuse3 import (
 )
 
 from unionfs.fuse.boundary import handler
-from unionfs.fuse.idmap import IdMap, map_acl
+from unionfs.fuse.idmap import IdMap
 from unionfs.fuse.lift import Lift
+from unionfs.fuse.meter import Recorder
 from unionfs.fuse.options import MountOptions
-from unionfs.fuse.policy import ACL_PREFIX, Policy
+from unionfs.fuse.policy import Policy
 from unionfs.union import Attr, Caller, Engine, SetAttr
 from unionfs.union.names import check_new
 
@@ -58,6 +59,8 @@ class Operations(pyfuse3.Operations):
 
     supports_dot_lookup = False
     enable_writeback_cache = False
+    #: Who counts the requests (`unionfs.fuse.boundary`).
+    recorder: Recorder | None = None
 
     def __init__(
         self,
@@ -68,11 +71,11 @@ class Operations(pyfuse3.Operations):
     ) -> None:
         self.engine = engine
         self.options = options
-        self.policy = Policy(ids)
         self.users, self.groups = ids
         self.lift = Lift(engine)
         # The kernel enforces ACLs only together with default_permissions.
         self.enable_acl = bool(options.default_permissions) and options.acl
+        self.policy = Policy(ids, kernel_acls=self.enable_acl)
         self._on_ready = on_ready
         self._pending: dict[int, int] = {}
         self._directories: dict[int, int] = {}
@@ -373,26 +376,20 @@ class Operations(pyfuse3.Operations):
         self, inode: InodeT, name: XAttrNameT, value: bytes, ctx: RequestContext
     ) -> None:
         """Set an attribute."""
-        is_acl = name.startswith(ACL_PREFIX)
-        if is_acl:
-            value = map_acl(value, self.users, self.groups, show=False)
         await self.lift.up(inode)
-        self.engine.setxattr(inode, os.fsdecode(name), value, 0)
-        self.policy.forget(inode)
-        if is_acl:
-            self._mode_changed(inode)
+        self.policy.set_xattr(self.engine, inode, name, value, 0)
+        self._acl_changed(inode, name)
 
     @handler
     async def removexattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> None:
         """Remove an attribute."""
         await self.lift.up(inode)
-        self.engine.removexattr(inode, os.fsdecode(name))
-        if name.startswith(ACL_PREFIX):
-            self._mode_changed(inode)
+        self.policy.remove_xattr(self.engine, inode, name)
+        self._acl_changed(inode, name)
 
-    def _mode_changed(self, inode: int) -> None:
+    def _acl_changed(self, inode: int, name: bytes) -> None:
         """Have the kernel ask for the mode again: an ACL may have changed it."""
-        if not self.enable_acl:
+        if self.policy.is_foreign_acl(name):
             with contextlib.suppress(OSError):
                 pyfuse3.invalidate_inode(inode, attr_only=True)
 

@@ -96,6 +96,8 @@ _FLAGS: Final[dict[str, dict[str, Any]]] = {
     "show_xattrs": {"show_xattrs": True},
     "nolane": {"lane": False},
     "lane": {"lane": True},
+    "noahead": {"ahead": False},
+    "ahead": {"ahead": True},
     "squash_to_root": {"squash_uid": 0, "squash_gid": 0},
 }
 _VALUES: Final[dict[str, tuple[tuple[str, ...], Callable[[str, str], Any]]]] = {
@@ -139,6 +141,7 @@ class MountOptions:
     show_whiteouts: bool = False
     show_xattrs: bool = False
     lane: bool = False
+    ahead: bool = True
     squash_uid: int | None = None
     squash_gid: int | None = None
     uidmapping: str | None = None

@@ -13,19 +13,23 @@ from typing import Final
 from unionfs.fuse.idmap import IdMap, map_acl
 from unionfs.union import Caller, Engine
 
-__all__ = ["ACL_PREFIX", "Policy"]
+__all__ = ["CAPABILITY", "Policy"]
 
-_CAPABILITY: Final = b"security.capability"
-ACL_PREFIX: Final = b"system.posix_acl_"
+CAPABILITY: Final = b"security.capability"
+_ACL_PREFIX: Final = b"system.posix_acl_"
 #: How many "has no capability" answers are remembered before starting anew.
 _PLAIN_LIMIT: Final = 1 << 16
 
 
 class Policy:
-    """Translations for one mount; `ids` are the maps of users and groups."""
+    """Translations for one mount; `ids` are the maps of users and groups.
 
-    def __init__(self, ids: tuple[IdMap, IdMap]) -> None:
+    `kernel_acls`: whether the kernel enforces ACLs, and then knows how they change modes.
+    """
+
+    def __init__(self, ids: tuple[IdMap, IdMap], *, kernel_acls: bool = False) -> None:
         self.users, self.groups = ids
+        self.kernel_acls = kernel_acls
         self._plain: set[int] = set()
 
     def caller(self, uid: int, gid: int) -> Caller:
@@ -41,18 +45,33 @@ class Policy:
 
         The kernel asks for the capability before every write, hence a memory of its own.
         """
-        if name == _CAPABILITY:
+        if name == CAPABILITY:
             return self._capability(engine, inode)
         value = engine.getxattr(inode, os.fsdecode(name))
-        if name.startswith(ACL_PREFIX):
+        if name.startswith(_ACL_PREFIX):
             return map_acl(value, self.users, self.groups, show=True)
         return value
+
+    def set_xattr(self, engine: Engine, inode: int, name: bytes, value: bytes, flags: int) -> None:
+        """Set an attribute, with `flags` as setxattr(2) has them."""
+        if name.startswith(_ACL_PREFIX):
+            value = map_acl(value, self.users, self.groups, show=False)
+        engine.setxattr(inode, os.fsdecode(name), value, flags)
+        self.forget(inode)
+
+    def remove_xattr(self, engine: Engine, inode: int, name: bytes) -> None:
+        """Remove an attribute."""
+        engine.removexattr(inode, os.fsdecode(name))
+
+    def is_foreign_acl(self, name: bytes) -> bool:
+        """Tell whether an attribute is an ACL that has changed a mode behind the kernel's back."""
+        return name.startswith(_ACL_PREFIX) and not self.kernel_acls
 
     def _capability(self, engine: Engine, inode: int) -> bytes:
         if inode in self._plain:
             raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
         try:
-            return engine.getxattr(inode, _CAPABILITY.decode())
+            return engine.getxattr(inode, CAPABILITY.decode())
         except OSError as exc:
             if exc.errno == errno.ENODATA:
                 if len(self._plain) >= _PLAIN_LIMIT:

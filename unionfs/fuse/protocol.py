@@ -25,9 +25,11 @@ __all__ = [
     "FATTR_SIZE",
     "FATTR_UID",
     "FOPEN_KEEP_CACHE",
-    "FORGET_ONE",
+    "INVAL_INODE",
     "IN_HEADER",
+    "NOTIFY_INVAL_INODE",
     "NOTIFY_STORE",
+    "OPEN_OUT",
     "OUT_HEADER",
     "SETATTR_IN",
     "WRITE_IN",
@@ -52,17 +54,22 @@ class Op(enum.IntEnum):
     MKDIR = 9
     UNLINK = 10
     RMDIR = 11
+    RENAME = 12
+    LINK = 13
     OPEN = 14
     READ = 15
     WRITE = 16
     STATFS = 17
     RELEASE = 18
     FSYNC = 20
+    SETXATTR = 21
     GETXATTR = 22
     LISTXATTR = 23
+    REMOVEXATTR = 24
     FLUSH = 25
     INIT = 26
     OPENDIR = 27
+    READDIR = 28
     RELEASEDIR = 29
     FSYNCDIR = 30
     ACCESS = 34
@@ -71,6 +78,7 @@ class Op(enum.IntEnum):
     IOCTL = 39
     BATCH_FORGET = 42
     READDIRPLUS = 44
+    RENAME2 = 45
 
 
 class InitFlag(enum.IntFlag):
@@ -81,6 +89,7 @@ class InitFlag(enum.IntFlag):
     PARALLEL_DIROPS = 1 << 18
     CACHE_SYMLINKS = 1 << 23
     NO_OPENDIR_SUPPORT = 1 << 24
+    SETXATTR_EXT = 1 << 29
 
 
 FATTR_MODE: Final = 1 << 0
@@ -92,7 +101,8 @@ FATTR_MTIME: Final = 1 << 5
 FATTR_ATIME_NOW: Final = 1 << 7
 FATTR_MTIME_NOW: Final = 1 << 8
 FOPEN_KEEP_CACHE: Final = 1 << 1
-#: Code of the notification that fills the page cache.
+#: Codes of notifications: drop what is known of an inode, fill the page cache.
+NOTIFY_INVAL_INODE: Final = 2
 NOTIFY_STORE: Final = 4
 
 #: len, opcode, unique, nodeid, uid, gid, pid, padding
@@ -103,8 +113,10 @@ OUT_HEADER: Final = struct.Struct("=IiQ")
 WRITE_IN: Final = struct.Struct("=QQIIQII")
 #: valid, -, fh, size, lock owner, atime, mtime, ctime, their ns, mode, -, uid, gid, -
 SETATTR_IN: Final = struct.Struct("=IIQQQqqqIIIIIIII")
-#: nodeid, count
-FORGET_ONE: Final = struct.Struct("=QQ")
+#: nodeid, first byte or -1 for the attributes alone, number of bytes
+INVAL_INODE: Final = struct.Struct("=Qqq")
+#: fh, open flags, padding
+OPEN_OUT: Final = struct.Struct("=QII")
 #: ino, offset, length of the name, type
 DIRENT: Final = struct.Struct("=QQII")
 

@@ -27,6 +27,7 @@ from unionfs.errors import UnionfsError, UsageError, show
 __all__ = [
     "MountEntry",
     "MountRecord",
+    "control_path",
     "decode",
     "encode",
     "mount_namespace",
@@ -48,7 +49,9 @@ _START_FIELD: Final = 22  # proc_pid_stat(5)
 _KERNEL_TYPES: Final = ("aufs", "overlay")
 _KERNEL_SOURCE: Final = b"unionfs"
 _AFTER_NAME: Final = 3  # first field behind the parenthesised command name
-_BYTES: Final = frozenset(("target", "layers", "rw", "log", "hold", "scratch", "runtime"))
+_BYTES: Final = frozenset(
+    ("target", "layers", "rw", "log", "hold", "scratch", "runtime", "control")
+)
 T = TypeVar("T", bound=attrs.AttrsInstance)
 
 
@@ -59,9 +62,10 @@ class MountRecord:
     `stem` names the record's files. `layers` are top first. `created` is seconds since the
     epoch; `start` the daemon's start time in clock ticks since boot; `device` the mount's
     `MAJOR:MINOR` in mountinfo; `namespace` the inode number of its mount namespace; `lane`
-    whether it has a direct lane (see `unionfs.fuse.lane`). `wanted` is the back end that was
-    asked for, `reasons` tell why it is no faster one, `losses` what it does not show as FUSE
-    would; `scratch` is a directory of the mount to remove at its end.
+    whether it has a direct lane (see `unionfs.fuse.lane`), `no_lane` why not. `wanted` is the
+    back end that was asked for, `reasons` tell why it is no faster one, `losses` what it does
+    not show as FUSE would; `scratch` is a directory of the mount to remove at its end;
+    `control` is its control socket (`unionfs.fuse.control`).
     """
 
     stem: str
@@ -81,10 +85,12 @@ class MountRecord:
     log: bytes | None
     created: float
     lane: bool = False
+    no_lane: str | None = None
     wanted: str = "fuse"
     reasons: tuple[str, ...] = ()
     losses: tuple[str, ...] = ()
     scratch: bytes | None = None
+    control: bytes | None = None
 
 
 class MountEntry(NamedTuple):
@@ -177,6 +183,11 @@ def record_path(directory: bytes, stem: str) -> bytes:
     return os.path.join(directory, stem.encode() + _SUFFIX)
 
 
+def control_path(directory: bytes, stem: str) -> bytes:
+    """Return where the control socket of the mount `stem` is."""
+    return os.path.join(directory, stem.encode() + b".sock")
+
+
 def write_record(directory: bytes, record: MountRecord) -> None:
     """Make the record visible."""
     path = record_path(directory, record.stem)
@@ -189,8 +200,9 @@ def write_record(directory: bytes, record: MountRecord) -> None:
 
 def remove_record(directory: bytes, record: MountRecord) -> None:
     """Forget a mount; its log goes too unless something was written to it."""
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(record_path(directory, record.stem))
+    for path in (record_path(directory, record.stem), control_path(directory, record.stem)):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
     if record.log is not None and os.path.dirname(record.log) == directory:
         with contextlib.suppress(OSError):
             if os.stat(record.log).st_size == 0:

@@ -7,6 +7,7 @@ terminate; the descriptor is closed then, and no thread touches the engine any m
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import threading
 from collections.abc import Awaitable, Callable
@@ -16,11 +17,33 @@ import trio
 
 from unionfs.fuse.guard import guarded
 from unionfs.fuse.lane import Lane, reason_against
+from unionfs.fuse.meter import Meter
 from unionfs.fuse.ops import Operations
 from unionfs.fuse.options import MountOptions
 from unionfs.union import Engine
 
 __all__ = ["Serving"]
+
+_log = logging.getLogger(__name__)
+
+
+class _Negotiator(pyfuse3.Operations):
+    """pyfuse3's side of a mount with a lane: agrees on INIT and declines all else.
+
+    It has no engine, so that nothing can be done twice or without the lane's lock.
+    """
+
+    supports_dot_lookup = False
+    enable_writeback_cache = False
+
+    def __init__(self, operations: Operations) -> None:
+        super().__init__()
+        self._operations = operations
+        self.enable_acl = operations.enable_acl
+
+    def init(self) -> None:
+        """Report that the mount works."""
+        self._operations.init()
 
 
 class Serving:
@@ -33,40 +56,49 @@ class Serving:
         self._engine = engine
         self._options = options
         self._lock = threading.Lock()
-        self._wanted = reason_against(options) is None
+        #: Why there is no lane, or None.
+        self.no_lane = reason_against(options)
+        #: The engine for single calls of others than the adapters.
+        self.engine = guarded(engine, self._lock) if self.no_lane is None else engine
         ids = options.id_maps(uid=os.geteuid(), gid=os.getegid())
-        #: The engine for the pyfuse3 side.
-        self.engine = guarded(engine, self._lock) if self._wanted else engine
-        self.operations = Operations(self.engine, options, ids, on_ready)
-        self._lane: Lane | None = None
-
-    @property
-    def has_lane(self) -> bool:
-        """Whether a lane answers, which is sure from `on_ready` on."""
-        return self._lane is not None and self._lane.active
+        self._operations = Operations(engine, options, ids, on_ready)
+        #: Counts of both sides.
+        self.meter = Meter()
+        self._operations.recorder = self.meter.trio
+        #: The lane that answers, if there is one.
+        self.lane: Lane | None = None
 
     def settle(self) -> None:
         """Wait until the lane has answered what the kernel has sent so far."""
-        if self._lane is not None:
-            self._lane.settle()
+        if self.lane is not None:
+            self.lane.settle()
 
     def run(self, fd: int, main: Callable[[], Awaitable[None]]) -> None:
         """Run `main`, which runs `pyfuse3.main`, over the device `fd`; takes `fd` over."""
         with contextlib.ExitStack() as stack:
             inner = fd
-            if self._wanted:
-                lane = self._lane = Lane(
-                    fd, self._engine, self._lock, self._options, self.operations.policy
-                )
-                inner = lane.inner
-                stack.callback(lane.close)
+            operations: pyfuse3.Operations = self._operations
+            if self.no_lane is None:
+                self._try_lane(fd)
+            if self.lane is not None:
+                inner, operations = self.lane.inner, _Negotiator(self._operations)
+                stack.callback(self.lane.close)
             undo = stack.enter_context(contextlib.ExitStack())
             undo.callback(os.close, inner)
             # From here on the session owns the descriptor; close() closes it.
-            pyfuse3.init(self.operations, f"/dev/fd/{inner}", set())
+            pyfuse3.init(operations, f"/dev/fd/{inner}", set())
             undo.pop_all()
             undo.callback(pyfuse3.close, unmount=False)
             trio.run(self._main, main)
+
+    def _try_lane(self, fd: int) -> None:
+        try:
+            self.lane = Lane(
+                fd, self._engine, self._lock, self._options, self._operations.policy, self.meter
+            )
+        except OSError as exc:
+            self.no_lane = exc.strerror
+            _log.warning("no direct lane: %s", exc.strerror)
 
     async def _main(self, main: Callable[[], Awaitable[None]]) -> None:
         token = trio.lowlevel.current_trio_token()
@@ -75,6 +107,6 @@ class Serving:
             with contextlib.suppress(trio.RunFinishedError):
                 token.run_sync_soon(pyfuse3.terminate)
 
-        if self._lane is not None:
-            self._lane.start(end)
+        if self.lane is not None:
+            self.lane.start(end)
         await main()

@@ -27,6 +27,7 @@ from unionfs import _sys
 from unionfs.branch import Branch
 from unionfs.errors import BusyError, StoreError, UnionfsError, show
 from unionfs.fuse import device, registry
+from unionfs.fuse.control import Control
 from unionfs.fuse.daemon import LEGACY_ROOT_MODE, held
 from unionfs.fuse.options import MountOptions
 from unionfs.fuse.plan import Plan
@@ -133,12 +134,14 @@ class _Session:
         self.serving = Serving(engine, options, self._ready)
         self.record: MountRecord | None = None
         self._device = ""
+        self._control = Control(self.serving, lambda: self.record)
 
     def run(self) -> None:
         fd = device.mount_device(self.target, self.options)
         try:
             self._device = self._find_device()
-            self.serving.run(fd, self._main)
+            with self._control.open(registry.control_path(self.plan.runtime, self.plan.stem), fd):
+                self.serving.run(fd, self._main)
         finally:
             self._leave()
 
@@ -181,7 +184,9 @@ class _Session:
             options=request.option_text,
             log=self.plan.log,
             created=time.time(),
-            lane=self.serving.has_lane,
+            lane=self.serving.lane is not None,
+            no_lane=self.serving.no_lane,
+            control=registry.control_path(self.plan.runtime, self.plan.stem),
             wanted=request.backend,
             reasons=self.plan.reasons,
         )
@@ -191,6 +196,7 @@ class _Session:
     async def _main(self) -> None:
         async with trio.open_nursery() as nursery:
             await nursery.start(self._obey_signals)
+            nursery.start_soon(self._control.serve)
             await pyfuse3.main(min_tasks=_MIN_TASKS, max_tasks=_MAX_TASKS)
             nursery.cancel_scope.cancel()
 

@@ -14,12 +14,12 @@ import errno
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from typing import Self
+from typing import Any, Self
 
 import attrs
 
 from unionfs.branch import whiteout
-from unionfs.union import provenance
+from unionfs.union import introspect, provenance
 from unionfs.union.attributes import Attributes
 from unionfs.union.copyup import CopyPlan, CopyUp
 from unionfs.union.foreign import FollowingTree
@@ -378,12 +378,32 @@ class Engine:
 
     # -- undoing -------------------------------------------------------------------
 
-    def restore(self, undo: Undo, path: bytes, *, blind: bool = False) -> Restored:
+    def restore(
+        self, undo: Undo, path: bytes, *, blind: bool = False, only_plan: bool = False
+    ) -> Restored:
         """Take back what the rw branch did at a path of the image (see `unionfs.union.restore`).
 
         `blind`: the layers are not those of the branch. Raises `UnionfsError` and OSError.
         """
-        return self._writable().restore.run(undo, path, blind=blind)
+        return self._writable().restore.run(undo, path, blind=blind, only_plan=only_plan)
+
+    # -- for those who watch ---------------------------------------------------------
+
+    def counters(self) -> dict[str, Any]:
+        """Return counts since the start, and of what is live now."""
+        return introspect.counters(self._tree)
+
+    def facts(self, ino: int, name: bytes | None = None) -> introspect.Facts:
+        """Return the path of an inode, or of a name in it, and which branch gives it."""
+        return introspect.facts(self._tree, ino, name)
+
+    def inode_of(self, fh: int) -> int:
+        """Return the inode of an open file or directory."""
+        return self._handles.inode(fh)
+
+    def known(self, path: bytes = b"") -> tuple[list[tuple[int, bytes]], list[int]]:
+        """Return the (directory, name) pairs and inodes that others may know from a path on."""
+        return introspect.known(self._tree, path)
 
     # -- copy-up in steps ------------------------------------------------------------
 

@@ -85,6 +85,11 @@ class Handles:
             raise error(errno.EBADF)
         return node
 
+    def inode(self, number: int) -> int:
+        """Return the inode of an open file or directory; EBADF without one."""
+        node = self._files.get(number)
+        return node.ino if node is not None else self._dir(number).node.ino
+
     def writable(self) -> CopyUp:
         """Return the copy-up of a rw engine; EROFS in a read-only one."""
         if self._copyup is None:

@@ -94,7 +94,9 @@ class Restore:
         self._journal = journal
         self._names = names
 
-    def run(self, undo: Undo, path: bytes, *, blind: bool = False) -> Restored:
+    def run(
+        self, undo: Undo, path: bytes, *, blind: bool = False, only_plan: bool = False
+    ) -> Restored:
         """Take back what `undo` says at a path; `blind`: the layers are not the branch's own.
 
         Raises as `plan_restore`, and OSError.
@@ -103,7 +105,7 @@ class Restore:
         lowers = [] if blind else tree.branches[UPPER + 1 :]
         plan = plan_restore(self._writer.branch, lowers, undo, path)
         done = Restored(plan, work=self._work)
-        if plan.empty:
+        if plan.empty or only_plan:
             return done
         memory = Reconcile(tree, self._names, plan)
         finished = False

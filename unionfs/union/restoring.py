@@ -17,11 +17,13 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import attrs
 
 from unionfs.branch import Branch, Child, DirScan, Stack, Status, whiteout
 from unionfs.errors import ConflictError, NotFoundError, UsageError, show
+from unionfs.insight.probe import kind_name
 from unionfs.union.hardlinks import scan_links
 
 __all__ = ["Action", "Kind", "Plan", "Targets", "Template", "Undo", "plan_restore"]
@@ -102,6 +104,22 @@ class Plan:
     def empty(self) -> bool:
         """Whether there is nothing to do, not even behind the scenes."""
         return not (self.removed or self.unhidden or self.built or self.opened or self.dressed)
+
+    def document(self) -> dict[str, Any]:
+        """Return the JSON form; `hidden` tells that there is something to do behind the scenes."""
+        return {
+            "hidden": not self.empty,
+            "actions": [
+                {
+                    "action": action.verb,
+                    "path": action.path,
+                    "type": kind_name(action.fmt) if action.fmt else None,
+                    "size": action.size,
+                }
+                for action in self.actions
+            ],
+            "notes": self.notes,
+        }
 
 
 def plan_restore(

@@ -1,0 +1,132 @@
+"""Which files will be read next, guessed from the order of those that were.
+
+Programs that read a tree (tar, grep -r, cp) open the files of a directory in the order in
+which it was listed. After two in a row the next ones are worth sending ahead. Every file
+that is then asked for where it was expected buys several more (`_GROWTH` times as many as
+the last one, up to `_MOST`); the first that is asked for somewhere else ends it. What was
+bought and is left when a directory ends goes into the next one that is listed, since no
+request tells how far a reader has come in what it already has.
+
+Invariant: no more is sent than was bought, and what is remembered is bounded: the last
+`_DIRECTORIES` listings with at most `_ENTRIES` files together.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import Final
+
+__all__ = ["Guess"]
+
+_FIRST: Final = 8
+_GROWTH: Final = 4
+_MOST: Final = 512
+#: A run: so many files asked for in order.
+_RUN: Final = 2
+#: Files that a reader may leave out, or have got by other ways, without being out of order.
+_GAP: Final = 8
+_DIRECTORIES: Final = 256
+_ENTRIES: Final = 1 << 18
+
+
+class _Order:
+    """The files of a directory as it was listed; those before `front` are done with."""
+
+    __slots__ = ("begun", "files", "front")
+
+    def __init__(self) -> None:
+        self.files = array("Q")
+        self.front = 0
+        self.begun = 0
+
+
+class Guess:
+    """What one mount's readers are doing. All numbers are inode numbers."""
+
+    def __init__(self) -> None:
+        self._orders: OrderedDict[int, _Order] = OrderedDict()
+        self._entries = 0
+        self._current: _Order | None = None
+        self._run = 0
+        self._grant = _FIRST
+        self._credit = 0
+
+    def listed(self, directory: int, files: Iterable[int], *, anew: bool) -> None:
+        """Note regular files that the kernel is told of; `anew` begins a listing."""
+        order = self._orders.get(directory)
+        if order is None or anew:
+            if order is not None:
+                self._entries -= len(order.files)
+            order = self._orders[directory] = _Order()
+        before = len(order.files)
+        order.files.extend(files)
+        self._entries += len(order.files) - before
+        self._orders.move_to_end(directory)
+        while len(self._orders) > 1 and self._too_much():
+            _, oldest = self._orders.popitem(last=False)
+            self._entries -= len(oldest.files)
+        if self._credit and (self._current is None or self._is_done(self._current)):
+            self._current = order
+
+    def _too_much(self) -> bool:
+        return len(self._orders) > _DIRECTORIES or self._entries > _ENTRIES
+
+    @staticmethod
+    def _is_done(order: _Order) -> bool:
+        return order.front >= len(order.files)
+
+    def asked(self, directory: int, file: int) -> None:
+        """Note that the beginning of a file was asked for."""
+        order = self._orders.get(directory)
+        if order is None:
+            self._wrong()
+            return
+        files, front = order.files, order.front
+        for index in range(front, min(front + _GAP, len(files))):
+            if files[index] == file:
+                order.front = index + 1
+                self._right(order)
+                return
+        try:
+            index = files.index(file)
+        except ValueError:
+            return  # not one of those that can be sent
+        if not order.begun <= index < front:
+            order.begun = order.front = index + 1
+            self._wrong()
+            self._run = 1
+
+    def _right(self, order: _Order) -> None:
+        self._run += 1
+        if self._run >= _RUN:
+            self._credit = max(self._credit, self._grant)
+            self._grant = min(self._grant * _GROWTH, _MOST)
+            self._current = order
+
+    def _wrong(self) -> None:
+        self._run = self._credit = 0
+        self._grant = _FIRST
+        self._current = None
+
+    def take(self) -> int | None:
+        """Return the next file to send, or None."""
+        order = self._current
+        if order is None or not self._credit or self._is_done(order):
+            return None
+        self._credit -= 1
+        order.front += 1
+        return order.files[order.front - 1]
+
+    def stop(self) -> None:
+        """Take back what was bought."""
+        self._wrong()
+
+    def forget(self, directory: int) -> None:
+        """Drop the listing of a directory that the kernel knows no longer."""
+        order = self._orders.pop(directory, None)
+        if order is not None:
+            self._entries -= len(order.files)
+            if order is self._current:
+                self._current = None

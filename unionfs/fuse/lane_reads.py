@@ -1,0 +1,279 @@
+"""Requests of the direct lane that change nothing: names, attributes, contents, listings.
+
+OPEN and OPENDIR are declined with ENOSYS from the first one on: the kernel then never
+sends them again, keeps contents and listings cached, and names files by inode. A kernel
+that insists on them is given handles without a meaning. So no handle ever crosses the
+device: copy-up happens at the first WRITE, truncation at open is a SETATTR, and a file
+that is unlinked while open lives until FORGET.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import stat
+import struct
+from collections.abc import Callable
+from typing import Final
+
+from unionfs.fuse import protocol
+from unionfs.fuse.lane_request import (
+    COUNTS,
+    LATER,
+    PAIR,
+    SILENT,
+    Context,
+    Outcome,
+    Request,
+    no_system_call,
+)
+from unionfs.fuse.policy import CAPABILITY
+from unionfs.fuse.protocol import InitFlag, Op
+
+__all__ = ["Reads"]
+
+_log = logging.getLogger(__name__)
+
+_OUT_HEADER: Final = protocol.OUT_HEADER.size
+_STATFS: Final = struct.Struct("=QQQQQIIII24x")
+_COUNT: Final = struct.Struct("=Q")
+_DOTS: Final = 2  # offsets taken by "." and ".."
+_ALIGN: Final = 8
+_REGULAR: Final = stat.S_IFREG >> 12
+_GENTLE: Final = (errno.EOPNOTSUPP, errno.EINVAL)
+
+
+class Reads:
+    """Handlers by opcode in `table`."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._engine, self._lock = context.engine, context.lock
+        self._files, self._listings = context.files, context.listings
+        self._ahead = context.ahead
+        #: What the kernel offers in INIT.
+        self.offered = InitFlag(0)
+        absent_s, absent_ns = protocol.timeout(context.options.negative_timeout)
+        self._absent = protocol.ENTRY_OUT.pack(0, 0, absent_s, 0, absent_ns, *[0] * 17)
+        self._buffer = bytearray()
+        self.table: dict[int, Callable[[Request], Outcome]] = {
+            Op.LOOKUP: self.lookup,
+            Op.FORGET: self.forget,
+            Op.BATCH_FORGET: self.batch_forget,
+            Op.GETATTR: self.getattr,
+            Op.READLINK: self.readlink,
+            Op.STATFS: self.statfs,
+            Op.GETXATTR: self.getxattr,
+            Op.LISTXATTR: self.listxattr,
+            Op.OPEN: self.open,
+            Op.OPENDIR: self.opendir,
+            Op.FLUSH: self.declined,
+            Op.ACCESS: self.declined,
+            Op.INTERRUPT: self.declined,
+            Op.IOCTL: self.declined,  # isatty(3) of every program that opens a file
+            Op.RELEASE: self.nothing,
+            Op.RELEASEDIR: self.nothing,
+            Op.READ: self.read,
+            Op.READDIR: self.readdir,
+            Op.READDIRPLUS: self.readdirplus,
+        }
+
+    # -- names and attributes ------------------------------------------------------
+
+    def lookup(self, request: Request) -> Outcome:
+        """Find a name; an absent one is an answer that the kernel may keep."""
+        name = request.name()
+        try:
+            with self._lock:
+                attr = self._engine.lookup(request.nodeid, name)
+        except FileNotFoundError:
+            return self._absent
+        return self._context.entry(attr)
+
+    def forget(self, request: Request) -> Outcome:
+        """Release references of the kernel; there is nobody to tell about an error."""
+        self._forget(request.nodeid, _COUNT.unpack_from(request.body)[0])
+        return SILENT
+
+    def batch_forget(self, request: Request) -> Outcome:
+        """Release references on many files."""
+        count, _ = PAIR.unpack_from(request.body)
+        for inode, number in COUNTS.iter_unpack(request.body[8 : 8 + count * COUNTS.size]):
+            self._forget(inode, number)
+        return SILENT
+
+    def _forget(self, inode: int, count: int) -> None:
+        try:
+            with self._lock:
+                self._context.policy.forget(inode)
+                self._files.forget(inode)
+                self._listings.forget(inode)
+                self._engine.forget(inode, count)
+                if not self._engine.is_known(inode):
+                    self._ahead.forget(inode)
+        except Exception:  # noqa: BLE001  # logged; nobody waits for an answer
+            _log.exception("forget of inode %d failed", inode)
+
+    def getattr(self, request: Request) -> Outcome:
+        """Return the attributes."""
+        with self._lock:
+            attr = self._engine.getattr(request.nodeid)
+        return self._context.attr(attr)
+
+    def statfs(self, request: Request) -> Outcome:
+        """Return the numbers of the file system that writes go to."""
+        del request
+        with self._lock:
+            numbers = self._engine.statfs()
+        return _STATFS.pack(
+            numbers.f_blocks,
+            numbers.f_bfree,
+            numbers.f_bavail,
+            numbers.f_files,
+            numbers.f_ffree,
+            numbers.f_bsize,
+            numbers.f_namemax,
+            numbers.f_frsize,
+            0,
+        )
+
+    def readlink(self, request: Request) -> Outcome:
+        """Return the target of a symbolic link."""
+        with self._lock:
+            return self._engine.readlink(request.nodeid)
+
+    def getxattr(self, request: Request) -> Outcome:
+        """Return an extended attribute or, asked with size 0, its length."""
+        size, _ = PAIR.unpack_from(request.body)
+        name = request.name(PAIR.size)
+        if name == CAPABILITY:  # the kernel is about to write
+            self._ahead.hold(request.nodeid)
+        with self._lock:
+            value = self._context.policy.get_xattr(self._engine, request.nodeid, name)
+        return _sized(value, size)
+
+    def listxattr(self, request: Request) -> Outcome:
+        """Return the names of the extended attributes, each with a NUL."""
+        size, _ = PAIR.unpack_from(request.body)
+        with self._lock:
+            names = self._engine.listxattr(request.nodeid)
+        return _sized(b"".join(os.fsencode(name) + b"\0" for name in names), size)
+
+    # -- handles, of which there are none --------------------------------------------
+
+    def open(self, request: Request) -> Outcome:
+        """Decline, or agree where the kernel cannot do without."""
+        if self.offered & InitFlag.NO_OPEN_SUPPORT:
+            return self.declined(request)
+        return protocol.OPEN_OUT.pack(0, protocol.FOPEN_KEEP_CACHE, 0)
+
+    def opendir(self, request: Request) -> Outcome:
+        """Decline, or agree where the kernel cannot do without."""
+        if self.offered & InitFlag.NO_OPENDIR_SUPPORT:
+            return self.declined(request)
+        return protocol.OPEN_OUT.pack(0, 0, 0)
+
+    def declined(self, request: Request) -> Outcome:
+        """Have the kernel never ask again, where it can remember that."""
+        del request
+        raise no_system_call()
+
+    def nothing(self, request: Request) -> Outcome:
+        """Agree to the end of a handle."""
+        del request
+        return b""
+
+    # -- contents ----------------------------------------------------------------------
+
+    def read(self, request: Request) -> Outcome:
+        """Read from the page cache; what is not there is waited for by a worker."""
+        _, offset, size, *_ = protocol.WRITE_IN.unpack_from(request.body)
+        if len(self._buffer) < _OUT_HEADER + size:
+            self._buffer = bytearray(_OUT_HEADER + size)
+        room = memoryview(self._buffer)[_OUT_HEADER : _OUT_HEADER + size]
+        self._ahead.hold(request.nodeid)
+        with self._lock:
+            if not offset:
+                parent = self._engine.parent_of_file(request.nodeid)
+                self._ahead.asked(parent, request.nodeid)
+            fd = self._engine.fileno(self._files.handle(request.nodeid))
+            done = _read_cached(fd, room, offset)
+            if done < size and offset + done < os.fstat(fd).st_size:
+                own = os.dup(fd)
+                self._context.work.read(request.unique, own, offset, size)
+                return LATER
+        return memoryview(self._buffer)[: _OUT_HEADER + done]
+
+    # -- directories -------------------------------------------------------------------
+
+    def readdir(self, request: Request) -> Outcome:
+        """List names alone."""
+        return self._list(request, plus=False)
+
+    def readdirplus(self, request: Request) -> Outcome:
+        """List with attributes; the kernel takes a reference on each entry but the dots."""
+        return self._list(request, plus=True)
+
+    def _list(self, request: Request, *, plus: bool) -> Outcome:
+        _, offset, room, *_ = protocol.WRITE_IN.unpack_from(request.body)
+        inode, engine = request.nodeid, self._engine
+        fixed = protocol.DIRENT.size + (protocol.ENTRY_OUT.size if plus else 0)
+        nobody = bytes(protocol.ENTRY_OUT.size) if plus else b""
+        out: list[bytes] = []
+        files: list[int] = []
+        with self._lock:
+            for position, name in ((1, b"."), (2, b"..")):
+                if offset < position:
+                    number = inode if position == 1 else engine.parent(inode)
+                    out.append(nobody + _dirent(number, position, name, 0o040000))
+                    room -= len(out[-1])
+            for cookie, name in self._listings.entries(inode, max(offset - _DOTS, 0)):
+                needed = fixed + len(name) + -len(name) % _ALIGN
+                if room < needed:
+                    break
+                try:
+                    attr = engine.lookup(inode, name)
+                except FileNotFoundError:
+                    continue
+                except OSError:
+                    if not out:
+                        raise
+                    break  # met again, and reported, where the next listing starts
+                room -= needed
+                if plus:
+                    out.append(self._context.entry(attr))
+                    if attr.mode >> 12 == _REGULAR:
+                        files.append(attr.ino)
+                else:
+                    engine.forget(attr.ino)
+                out.append(_dirent(attr.ino, cookie + _DOTS, name, attr.mode))
+        if plus:
+            self._ahead.listed(inode, files, anew=not offset)
+        return b"".join(out)
+
+
+def _sized(value: bytes, size: int) -> bytes:
+    """Answer as getxattr(2) does: the value, or its length if there is no room to give it."""
+    if not size:
+        return PAIR.pack(len(value), 0)
+    if len(value) > size:
+        raise OSError(errno.ERANGE, os.strerror(errno.ERANGE))
+    return value
+
+
+def _dirent(number: int, offset: int, name: bytes, mode: int) -> bytes:
+    padding = b"\0" * (-len(name) % _ALIGN)
+    return protocol.DIRENT.pack(number, offset, len(name), mode >> 12) + name + padding
+
+
+def _read_cached(fd: int, room: memoryview, offset: int) -> int:
+    """Read what needs no disk; filesystems that cannot tell are read anyway."""
+    try:
+        return os.preadv(fd, [room], offset, os.RWF_NOWAIT)
+    except BlockingIOError:
+        return 0
+    except OSError as exc:
+        if exc.errno not in _GENTLE:
+            raise
+    return os.preadv(fd, [room], offset)

@@ -1,0 +1,183 @@
+"""Read-ahead across files: contents go into the page cache before they are asked for.
+
+A thread sends the files that `unionfs.fuse.guess` names with NOTIFY_STORE. Only files of
+layers are sent, whole, and small ones.
+
+Invariant: the kernel never gets contents that somebody could have made old. In a rw
+mount a lower file changes only after a request for it: READ precedes every shared writable
+mapping of a page that was not sent, the capability is asked for before write(2) touches
+the cache, and truncation is a SETATTR. `hold` is called for each of them before it is
+answered. A file that was held or sent is never sent again while the kernel knows it; and one
+that is on its way is stopped by taking away the memory it is sent from: the kernel
+locks a page first and only then looks at the bytes for it (`fuse_notify_store` in
+fs/fuse/dev.c), so that no page can be filled after `hold` has returned, except one whose lock
+the sender already has, which nobody else can have changed.
+In a ro mount nothing changes, and nothing is held.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import mmap
+import os
+import struct
+import threading
+import time
+from typing import Final
+
+from unionfs import _sys
+from unionfs.fuse.guess import Guess
+from unionfs.fuse.protocol import NOTIFY_STORE, OUT_HEADER
+from unionfs.union import Engine
+
+__all__ = ["ReadAhead"]
+
+_log = logging.getLogger(__name__)
+#: Bytes; larger files are left to the kernel's own read-ahead.
+_LARGEST: Final = 1 << 17
+#: nodeid, offset, size, padding
+_STORE: Final = struct.Struct("=QQII")
+_HEADER: Final = OUT_HEADER.size + _STORE.size
+#: Answers that concern one file: unknown to the kernel, stopped, out of memory.
+_LOST: Final = (errno.ENOENT, errno.EFAULT, errno.ENOMEM, errno.EINVAL, errno.EINTR)
+#: A file is made known by the answer to a listing, which its reader takes in after a moment.
+_TRIES: Final = 10
+_MOMENT: Final = 100e-6
+
+
+class ReadAhead:
+    """Sends files of `engine` to the kernel over the device `fd`.
+
+    `lock` is the engine's; it is never taken while the sender's own is held. With `on` false
+    everything is ignored.
+    """
+
+    def __init__(self, fd: int, engine: Engine, lock: threading.Lock, *, on: bool) -> None:
+        self._fd = fd
+        self._engine = engine
+        self._lock = lock
+        self._on = on
+        self._writable = on and not engine.read_only
+        self._guess = Guess()
+        self._wake = threading.Condition()
+        self._held: set[int] = set()
+        self._sending = 0
+        self._stopped = False
+        self._ended = False
+        self._room = mmap.mmap(-1, _LARGEST)
+        self._view = memoryview(self._room)
+        self._thread: threading.Thread | None = None
+        #: Files sent.
+        self.sent = 0
+
+    def close(self) -> None:
+        """Stop sending; the device must still be open."""
+        with self._wake:
+            self._ended = True
+            self._wake.notify()
+        if self._thread is not None:
+            self._thread.join()
+        self._view.release()
+        self._room.close()
+
+    # -- from the lane's thread --------------------------------------------------------
+
+    def listed(self, directory: int, files: list[int], *, anew: bool) -> None:
+        """Note the regular files in a part of a listing."""
+        if not self._on:
+            return
+        with self._wake:
+            self._guess.listed(directory, files, anew=anew)
+            self._wake.notify()
+
+    def asked(self, directory: int, file: int) -> None:
+        """Note that a file's first bytes are asked for."""
+        if not self._on:
+            return
+        with self._wake:
+            self._guess.asked(directory, file)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="unionfs-ahead", daemon=True)
+                self._thread.start()
+            self._wake.notify()
+
+    def hold(self, file: int) -> None:
+        """Send a file no more, and not the rest of it if it is on its way."""
+        if not self._writable:
+            return
+        with self._wake:
+            self._held.add(file)
+            if self._sending == file and not self._stopped:
+                self._stopped = True
+                _sys.deny_memory(self._room)
+
+    def forget(self, ino: int) -> None:
+        """Drop what is known of a file or directory that the kernel knows no longer."""
+        with self._wake:
+            self._held.discard(ino)
+            self._guess.forget(ino)
+
+    # -- the thread --------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while self._send_next():
+                pass
+        except Exception:  # noqa: BLE001  # logged; a mount lives without read-ahead
+            _log.exception("read-ahead across files has failed and stays off")
+
+    def _send_next(self) -> bool:
+        with self._wake:
+            while (file := self._guess.take()) is None and not self._ended:
+                self._wake.wait()
+        if file is None or self._ended:
+            return False
+        with self._lock:
+            fd = self._engine.open_in_layer(file)
+        if fd < 0:
+            return True
+        try:
+            size = os.fstat(fd).st_size
+            if not 0 < size <= _LARGEST or os.preadv(fd, [self._view[:size]], 0) != size:
+                return True
+        except OSError:
+            return True  # whoever reads the file will be told
+        finally:
+            os.close(fd)
+        return self._send(file, size)
+
+    def _send(self, file: int, size: int) -> bool:
+        with self._wake:
+            if file in self._held:
+                return True
+            if self._writable:
+                self._held.add(file)
+            self._sending = file
+        try:
+            self._store(file, size)
+        except OSError as exc:
+            if exc.errno not in _LOST:
+                _log.info("read-ahead across files ends: %s", exc.strerror)
+                return False
+        finally:
+            with self._wake:
+                self._sending = 0
+                if self._stopped:
+                    _sys.allow_memory(self._room)
+                    self._stopped = False
+        return True
+
+    def _store(self, file: int, size: int) -> None:
+        """Have the kernel take a file's contents, once it knows the file."""
+        header = OUT_HEADER.pack(_HEADER + size, NOTIFY_STORE, 0) + _STORE.pack(file, 0, size, 0)
+        for _ in range(_TRIES):
+            try:
+                os.writev(self._fd, (header, self._view[:size]))
+            except FileNotFoundError:
+                time.sleep(_MOMENT)
+            else:
+                self.sent += 1
+                return
+        with self._wake:
+            self._guess.stop()  # its reader does not go through the listing
