@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from pathlib import Path
 
+import attrs
 import pytest
 from support.chromium import Browser, MakePage, Tab
 from support.insight import MakeImage, MakeLayers
 
 from unionfs.errors import show
+from unionfs.insight.shipped import Item
 from unionfs.insight.where import of_directories
+from unionfs.report.page import render
+from unionfs.report.picture import Version, collect
 
 STORY = (
     "usr/ usr/bin/ usr/bin/tool#12345678 usr/doc/ usr/doc/manual#1234567890 etc/ etc/conf#1234"
@@ -256,6 +261,76 @@ def test_findings_and_waste_lead_into_the_tree(
     assert tab.js("document.querySelector('#detail h3').textContent") == "/usr/bin/tool"
     tab.click("#waste-body .path")
     assert tab.js("document.querySelector('#detail h3').textContent") == "/etc/conf"
+    clean(tab)
+
+
+def test_search_shows_what_is_in_a_directory(
+    layers: MakeLayers, page: MakePage, chromium: Browser
+) -> None:
+    tab = chromium.tab(page(layers(STORY)))
+    tab.js("document.getElementById('search').focus()")
+    tab.type("doc")
+    tab.key("Enter")
+    assert rows(tab) == ["/", "usr/", "doc/"]
+    tab.key("ArrowRight")
+    assert rows(tab) == ["/", "usr/", "doc/", "manual"]
+    assert tab.js("document.getElementById('count').textContent").startswith("1 path of")
+    clean(tab)
+
+
+def test_map_by_key(layers: MakeLayers, page: MakePage, chromium: Browser) -> None:
+    tab = chromium.tab(page(layers("a/ a/b#1234567 a/c#123 ‖ d#12345")))
+    focused = "document.activeElement.dataset.label"
+    tab.js("document.querySelector('#treemap > .cell').focus()")
+    assert tab.js(focused) == "layer 1"
+    tab.key("ArrowRight")
+    assert tab.js(focused) == "layer 2"
+    tab.key("ArrowLeft")
+    tab.key("Enter")
+    assert tab.js(focused) == "a/"
+    assert tab.js("document.getElementById('crumbs').textContent") == "All layers\u203alayer 1"
+    tab.key("Enter")
+    assert tab.js(focused) == "b"
+    tab.key("Escape")
+    tab.key("Escape")
+    assert tab.js(focused) == "layer 1"
+    assert tab.js("document.getElementById('map-words').textContent").startswith("layer 1 · ")
+    clean(tab)
+
+
+def test_a_hundred_thousand_paths(tmp_path: Path, chromium: Browser) -> None:
+    """The document stays small and the rows in it few, whatever is open."""
+    paths: dict[bytes, tuple[Version, ...]] = {b"": (Version(1, Item(b"", stat.S_IFDIR)),)}
+    for number in range(100):
+        top = b"d%02d" % number
+        paths[top] = (Version(1, Item(top, stat.S_IFDIR)),)
+        for inner in range(1000):
+            path = b"%b/file-%03d.txt" % (top, inner)
+            paths[path] = (Version(1, Item(path, stat.S_IFREG, inner)),)
+    empty = collect(of_directories([os.fsencode(tmp_path)]))
+    made = tmp_path / "page.html"
+    made.write_bytes(render(attrs.evolve(empty, paths=paths)))
+    assert made.stat().st_size < 1_000_000
+    tab = chromium.tab(made)
+    tab.js("document.getElementById('search').focus()")
+    tab.type("file-")
+    tab.key("Enter")
+    assert tab.js("document.getElementById('count').textContent").startswith("100\u202f000 paths")
+    tab.key("End")
+    assert rows(tab)[-1] == "file-999.txt"
+    assert tab.js("document.querySelector('#detail h3').textContent") == "/d99/file-999.txt"
+    assert len(rows(tab)) < 60
+    assert tab.js("document.querySelectorAll('*').length") < 2000
+    clean(tab)
+
+
+def test_five_hundred_layers(layers: MakeLayers, page: MakePage, chromium: Browser) -> None:
+    tab = chromium.tab(page(layers(" ‖ ".join(f"f#{number}" for number in range(500)))))
+    assert tab.js("document.querySelectorAll('#treemap > .cell').length") == 500
+    assert tab.js("document.querySelector('#layer-table tr:last-child .badge').textContent") == "1"
+    tab.js("document.getElementById('tree').focus()")
+    tab.key("End")
+    assert tab.js("document.querySelectorAll('#detail .versions > li').length") == 500
     clean(tab)
 
 

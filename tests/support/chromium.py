@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import fcntl
 import json
 import os
 import select
@@ -209,6 +210,15 @@ class Tab:
         return found + list(self.js("window.forbidden"))
 
 
+def _pipe() -> tuple[int, int]:
+    """Return a pipe whose descriptors are none of those that the browser wants."""
+    ends = os.pipe()
+    high = tuple(fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in ends)
+    for end in ends:
+        os.close(end)
+    return high[0], high[1]
+
+
 @contextlib.contextmanager
 def browser() -> Iterator[Browser]:
     """Start a browser for the block; skip the test where there is none."""
@@ -216,8 +226,8 @@ def browser() -> Iterator[Browser]:
     if program is None:
         pytest.skip("needs a browser: apt install chromium-headless-shell, as `make test` does")
     profile = tempfile.mkdtemp(prefix="unionfs-browser-")
-    their_in, out = os.pipe()
-    into, their_out = os.pipe()
+    their_in, out = _pipe()
+    into, their_out = _pipe()
     # The browser wants these numbers; bash, unlike Python, can give them without code after fork.
     script = f'exec "$@" 3<&{their_in} 4>&{their_out} {their_in}<&- {their_out}>&-'
     with open(os.path.join(profile, "log"), "wb") as log:

@@ -14,9 +14,9 @@ function drawSummary(data) {
     tile("Shipped", bytes(totals.size), `in ${plural(layers.length, "layer")}`),
     tile("Visible", bytes(totals.visible), `${plural(data.files.count - 1 - data.files.gone[0], "path")}`),
     tile(
-      "Hidden",
+      "Wasted",
       bytes(totals.wasted),
-      `${percent(totals.wasted, totals.size)} of what is shipped`,
+      `${percent(totals.wasted, totals.size)} of it, shipped but hidden`,
       totals.wasted ? "bad" : "good",
     ),
     el("div", { class: "tile" }, ring, el("div", {}, el("p", { class: "label", text: "Efficiency" }),
@@ -75,7 +75,7 @@ function share(layer, largest) {
   const bar = el("span", {
     class: "share-bar",
     role: "img",
-    "aria-label": `${percent(layer.wasted, layer.size)} of the layer is hidden`,
+    "aria-label": `${percent(layer.wasted, layer.size)} of the layer is wasted`,
   });
   bar.style.setProperty("--hue", layer.hue);
   bar.style.width = `${(100 * layer.size) / largest}%`;

@@ -85,6 +85,8 @@ class FileTree {
     const exact = /[A-Z]/.test(text);
     const wanted = exact ? text : text.toLowerCase();
     const byPath = text.includes("/");
+    // What is in a directory that was found can be looked at, too.
+    const inside = new Uint8Array(files.count);
     const paths = [""];
     let count = 0;
     for (let at = 1; at < files.count; at++) {
@@ -94,10 +96,15 @@ class FileTree {
         name = `${paths[files.depth[at] - 1]}/${name}`;
         paths[files.depth[at]] = name;
       }
-      if (wanted && !name.includes(wanted)) continue;
+      const fits = !wanted || name.includes(wanted);
+      const above = files.parent[at];
+      inside[at] = wanted && (inside[above] || matched[above]) ? 1 : 0;
+      if (!fits && !inside[at]) continue;
       if (state !== "all" && (state === "visible") !== Boolean(files.isVisible[at])) continue;
       if (layer && !this.touches(at, layer)) continue;
-      matched[at] = keep[at] = 1;
+      keep[at] = 1;
+      if (!fits) continue;
+      matched[at] = 1;
       count += 1;
     }
     for (let at = files.count - 1; at > 0; at--) if (keep[at]) keep[files.parent[at]] = 1;
@@ -180,8 +187,8 @@ class FileTree {
     indent.style.marginLeft = `${Math.min(files.depth[at], 40) * 16}px`;
     row.append(indent, el("span", { class: `icon ${icon(isDir, top)}`, "aria-hidden": "true" }), this.title(at, isDir));
     const end = el("span", { class: "ends" });
-    if (files.wasted[at]) end.append(el("span", { class: "wasted-tag", text: `${bytes(files.wasted[at])} hidden` }));
-    end.append(el("span", { class: "size", text: files.visible[at] || !isDir ? bytes(files.visible[at]) : "" }), this.origin(at, top));
+    if (files.wasted[at]) end.append(el("span", { class: "wasted-tag", text: `${bytes(files.wasted[at])} wasted` }));
+    end.append(el("span", { class: "size", text: files.visible[at] || (top?.type === "file" && !top.cause) ? bytes(files.visible[at]) : "" }), this.origin(at, top));
     row.append(end);
     return row;
   }
@@ -299,7 +306,7 @@ function drawDetail(tree, at) {
     const gone = files.gone[at];
     place.append(el("p", { class: "inside", text:
       `${plural(files.end[at] - at - 1, "path")} inside${gone ? `, ${number(gone)} hidden` : ""}; ${bytes(files.visible[at])} visible` +
-      (files.wasted[at] ? `, ${bytes(files.wasted[at])} hidden` : "") }));
+      (files.wasted[at] ? `, ${bytes(files.wasted[at])} wasted` : "") }));
   }
   const steps = el("ol", { class: "versions", "aria-label": "Layers that have it, the top-most first" });
   let covered = false;

@@ -3,6 +3,7 @@
 const MAP_GAP = 2;
 const MAP_HEAD = 19;
 const MAP_MANY = 80;
+const MAP_LAYERS = 600;
 const MAP_LEVELS = 3;
 const MAP_SMALLEST = 14;
 
@@ -104,8 +105,8 @@ class Treemap {
   }
 
   label(node) {
-    if (!node.layer && !node.rest) return "all layers";
-    if (node.rest) return `${plural(node.rest, "more path")}`;
+    if (node.rest) return plural(node.rest, node.layer ? "more path" : "more layer");
+    if (!node.layer) return "all layers";
     if (node.isLayer) return layerTitle(node.layer);
     return this.data.files.name(node.at) + (node.kids.length ? "/" : "");
   }
@@ -114,7 +115,8 @@ class Treemap {
     const parts = [this.label(node), bytes(node.size)];
     if (node.isLayer) parts.splice(1, 0, layerOrigin(node.layer));
     else if (node.layer && !node.rest) parts[0] = `${layerTitle(node.layer)}: ${this.data.files.path(node.at)}`;
-    if (node.wasted) parts.push(`${bytes(node.wasted)} of it hidden`);
+    if (node.wasted) parts.push(`${bytes(node.wasted)} of it wasted`);
+    if (node === this.current() && node.size) parts.push("click to look inside, Escape to go back");
     this.words.textContent = parts.filter(Boolean).join(" · ");
   }
 
@@ -127,7 +129,7 @@ class Treemap {
     if (!node.size) {
       this.place.append(el("p", { class: "empty", text: "There are no bytes in these layers." }));
     } else {
-      this.fill(this.place, node, 0, 0, width, height, 0);
+      this.fill(this.place, node, [width, height], [0, 0, width, height], 0);
     }
     this.say(node);
     this.cells = [...this.place.querySelectorAll(":scope > .cell")];
@@ -151,23 +153,22 @@ class Treemap {
     );
   }
 
-  /** Draw what is in a node into an element; coordinates are those of the element. */
-  fill(parent, node, x, y, width, height, level) {
-    const scale = (width * height) / node.size;
+  /** Draw what is in a node into a box of an element of that size. */
+  fill(parent, node, size, box, level) {
+    const scale = (box[2] * box[3]) / node.size;
     let items = node.kids.map((kid) => (kid.layer ? kid : Object.assign(kid, { layer: node.layer })));
-    const keep = items.filter((item, at) => at < MAP_MANY && item.size * scale >= MAP_SMALLEST);
+    const most = node.layer ? MAP_MANY : MAP_LAYERS;
+    const keep = items.filter((item, at) => at < most && item.size * scale >= MAP_SMALLEST);
     if (keep.length < items.length) {
       const rest = items.slice(keep.length);
       const sum = (key) => rest.reduce((total, item) => total + item[key], 0);
       items = [...keep, { size: sum("size"), wasted: sum("wasted"), rest: rest.length, layer: node.layer, kids: [] }];
       items.sort((one, two) => two.size - one.size);
     }
-    for (const [item, ...box] of squarify(items, x, y, width, height)) {
-      parent.append(this.cell(item, ...box, level));
-    }
+    for (const [item, ...inner] of squarify(items, ...box)) parent.append(this.cell(item, size, inner, level));
   }
 
-  cell(node, x, y, width, height, level) {
+  cell(node, outer, [x, y, width, height], level) {
     const isFile = !node.kids.length;
     const cell = el(level ? "div" : "button", {
       class: `cell level${level}${isFile && node.wasted === node.size ? " hatched" : ""}${node.rest ? " rest" : ""}`,
@@ -180,11 +181,13 @@ class Treemap {
         },
         ...(level ? {} : { click: (event) => this.enter(this.target(event, node)), focus: () => this.say(node) }),
       },
-      "aria-label": level ? null : `${this.label(node)}, ${bytes(node.size)}${node.wasted ? `, ${bytes(node.wasted)} hidden` : ""}`,
+      "aria-label": level ? null : `${this.label(node)}, ${bytes(node.size)}${node.wasted ? `, ${bytes(node.wasted)} wasted` : ""}`,
       "aria-hidden": level ? "true" : null,
     });
     cell.node = node;
-    Object.assign(cell.style, { left: `${x}px`, top: `${y}px`, width: `${width}px`, height: `${height}px` });
+    // Parts of the element around, so that it fits on paper as well.
+    const part = (length, axis) => `${(100 * length) / outer[axis]}%`;
+    Object.assign(cell.style, { left: part(x, 0), top: part(y, 1), width: part(width, 0), height: part(height, 1) });
     if (!level) cell.style.setProperty("--hue", node.layer?.hue ?? 220);
     const hasText = width > 34 && height > 16;
     if (hasText) {
@@ -195,7 +198,8 @@ class Treemap {
     if (isOpen) {
       cell.classList.add("open");
       const edge = MAP_GAP + 1;
-      this.fill(cell, node, edge, MAP_HEAD, width - 2 * edge, height - MAP_HEAD - edge, level + 1);
+      const box = [edge, MAP_HEAD, width - 2 * edge, height - MAP_HEAD - edge];
+      this.fill(cell, node, [width, height], box, level + 1);
     } else if (node.wasted && !cell.classList.contains("hatched")) {
       const strip = el("span", { class: "strip hatched" });
       strip.style.height = `${(100 * node.wasted) / node.size}%`;
