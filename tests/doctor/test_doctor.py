@@ -125,8 +125,9 @@ def test_a_store_that_cannot_be_written_is_said_so(place: Place) -> None:
 
 def test_words_for_people(place: Place) -> None:
     said = place.run(*place.python, "-m", "unionfs", "doctor").stdout
-    assert "aufs: not usable here, because: " in said
-    assert "to enable: " in said
+    if place.way != "root" or "aufs" not in Path("/proc/filesystems").read_text():
+        assert "aufs: not usable here, because: " in said
+        assert "to enable: " in said
     assert "fuse: usable here" in said
 
 

@@ -11,7 +11,14 @@ import pytest
 from unionfs import _sys
 from unionfs.errors import UnsupportedError
 from unionfs.kernel import aufs
-from unionfs.kernel.aufs import AufsPlan, Features, build, mount, short_names
+from unionfs.kernel.aufs import (
+    AufsPlan,
+    Features,
+    build,
+    mount,
+    probe_features,
+    short_names,
+)
 
 STORE = b"/var/lib/docker/graph/%064x/layer"
 PAGE = 4095  # what mount(2) passes on
@@ -186,3 +193,46 @@ def test_a_loaded_module_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(aufs, "_load_module", lambda: None)
     mount(build([b"/l"], None, Features()), b"/t")
     assert len(kernel.calls) == 2
+
+
+@pytest.mark.parametrize(
+    ("failures", "dirperm1", "xino"),
+    [({}, True, True), ({1: 22}, True, False), ({1: 22, 2: 22}, False, False)],
+)
+def test_features_are_found_by_trying_the_best_first(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    failures: dict[int, int],
+    *,
+    dirperm1: bool,
+    xino: bool,
+) -> None:
+    kernel = Kernel(failures)
+    install(monkeypatch, kernel, right=True)
+    monkeypatch.setattr(aufs, "_xino_path", lambda: b"/dev/shm/x")  # only a word here
+    found = probe_features(os.fsencode(tmp_path))
+    assert (found.dirperm1, found.xino is not None) == (dirperm1, xino)
+    assert len(kernel.calls) == len(failures) + 1
+    assert kernel.unmounted == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_place_is_tried_where_the_first_does_not_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Overlayfs cannot be a branch, and a runtime directory may lie on it."""
+    places = [os.fsencode(tmp_path / name) for name in ("absent", "one", "two")]
+    for path in places[1:]:
+        os.mkdir(path)
+    kernel = Kernel({1: 22, 2: 22, 3: 22})
+    install(monkeypatch, kernel, right=True)
+    assert probe_features(*places[1:]).dirperm1
+    assert len(kernel.calls) == 4
+    for code, calls, reason in ((22, 3, "refuses the branches"), (1, 1, "not permitted")):
+        kernel = Kernel(dict.fromkeys(range(1, 9), code))
+        install(monkeypatch, kernel, right=True)
+        with pytest.raises(UnsupportedError, match=reason):
+            probe_features(places[1])
+        assert len(kernel.calls) == calls
+    with pytest.raises(UnsupportedError, match=r"cannot try it in .*absent: No such file"):
+        probe_features(places[0])

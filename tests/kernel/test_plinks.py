@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from support.engine_fs import build, disk_state
 
+from unionfs import mountinfo
 from unionfs.errors import BusyError
 from unionfs.kernel import plinks
 from unionfs.kernel.mounted import settle_branch
@@ -99,3 +100,18 @@ def test_a_branch_that_sysfs_lists_is_busy(
     (sysfs / "si_1" / "br0").write_bytes(b"/elsewhere=rw\n")
     settle_branch(settle_only)
     assert disk_state(named) != before
+
+
+def test_a_branch_that_only_the_mount_table_lists_is_busy(
+    rw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the module's parameter `brs=0` the branches are among the options of the mount."""
+    monkeypatch.setattr(plinks, "_SYSFS", os.fsencode(tmp_path / "absent"))
+    options = b"rw,si=2a09,br:%b=rw:/l=ro+wh,dirperm1" % os.fsencode(rw)
+    unions = [mountinfo.KernelUnion("0:50", "aufs", options)]
+    monkeypatch.setattr(mountinfo, "kernel_unions", lambda: iter(unions))
+    with pytest.raises(BusyError, match="mounted with AUFS"):
+        settle_branch(os.fsencode(rw))
+    unions[0] = unions[0]._replace(options=b"rw,br:/elsewhere=rw")
+    settle_branch(os.fsencode(rw))
+    assert disk_state(rw) == {".wh.gone": "", "p": "PAIR", "d/": ""}

@@ -54,3 +54,16 @@ def test_dependencies_come_first_and_builtins_are_not_missed(tmp_path: Path) -> 
     module(tmp_path / "kernel/drivers/virtio/virtio_ring.ko", b"depends=virtio_pci")
     names = [found.name for found in kernel.order(tmp_path)]
     assert names == ["virtio_ring", "virtio_pci", "jbd2", "ext4"]
+
+
+def test_a_busybox_must_bring_its_own_libraries() -> None:
+    assert not kernel.is_static(Path("/bin/sh").read_bytes())
+    assert not kernel.is_static(b"#!/bin/sh\n" + bytes(100))
+    header = bytearray(200)
+    header[:4] = b"\x7fELF"
+    header[32:40] = (64).to_bytes(8, "little")
+    header[54:58] = (56).to_bytes(2, "little") + (1).to_bytes(2, "little")
+    header[64] = 1
+    assert kernel.is_static(bytes(header))
+    header[64] = 3
+    assert not kernel.is_static(bytes(header))

@@ -5,11 +5,12 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.vm import disks, qemu
+from support.vm import disks, guest, qemu
 from support.vm.__main__ import initrd, plan
 from support.vm.cpio import Cpio
 from support.vm.errors import VmError
@@ -68,11 +69,46 @@ def test_the_archive_is_aligned_and_ends(tmp_path: Path) -> None:
 
 def test_the_plan_bounds_every_job() -> None:
     fast, slow = (plan(["kernel"], ["--quick"], kvm=kvm) for kvm in (True, False))
-    assert [job["name"] for job in fast["jobs"]] == ["kernel", "bench"]
+    assert [job["name"] for job in fast["jobs"]] == ["kernel", "bench-aufs", "bench"]
     assert all(
         b["seconds"] > a["seconds"] > 0 for a, b in zip(fast["jobs"], slow["jobs"], strict=True)
     )
     assert [job["name"] for job in plan(["run"], ["none"], kvm=True)["jobs"]] == ["run"]
+
+
+def test_the_plan_of_a_run_without_wishes() -> None:
+    """AUFS first, nothing twice, and under emulation only what it has the time for."""
+    fast, slow = (plan([], ["--quick"], kvm=kvm) for kvm in (True, False))
+    names = [job["name"] for job in fast["jobs"]]
+    assert names[:3] == ["kernel-test_aufs_live", "bench-aufs", "kernel"]
+    assert [job["needs"] for job in fast["jobs"][:3]] == ["aufs", "aufs", None]
+    assert {"fuse", "union", "run", "doctor", "bench"} <= set(names)
+    assert "--ignore=tests/kernel/test_aufs_live.py" in fast["jobs"][2]["argv"]
+    slower = [job["name"] for job in slow["jobs"]]
+    assert "fuse-test_operations" in slower
+    assert not {"fuse", "union"} & set(slower)
+    for job in [*fast["jobs"], *slow["jobs"]]:
+        for word in job["argv"]:
+            if word.startswith("tests/"):
+                assert (Path(__file__).parents[2] / word).exists()
+
+
+def test_the_guest_leaves_out_what_the_kernel_cannot_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(guest, "_RESULTS", tmp_path)
+    monkeypatch.setattr(guest, "_filesystems", lambda: ["nodev", "overlay", "ext4"])
+    job = {"name": "a", "argv": ["sh", "-c", "echo 3 passed"], "seconds": 60, "needs": "aufs"}
+    late = time.monotonic() + 60
+    assert guest._run(job, "/", late) == 0  # a script: nothing of it is public
+    assert not (tmp_path / "a.txt").exists()
+    assert guest._run({**job, "needs": "overlay"}, "/", late) == 0  # see above
+    assert guest._run({**job, "needs": None}, "/", 0) == 1  # see above
+    events = [qemu.event_of(line) for line in capsys.readouterr().out.splitlines()]
+    told = [event for event in events if event is not None]
+    assert [event["event"] for event in told] == ["skip", "start", "end"]
+    assert told[0]["reason"] == "this kernel has no aufs"
+    assert (told[2]["status"], told[2]["said"]) == (0, "3 passed")
 
 
 def test_events_among_other_lines() -> None:

@@ -62,3 +62,10 @@ def test_a_run_that_was_cut_off_says_so(tmp_path: Path) -> None:
         lines, good = report.summary(found, {"kernel": status})
         assert not good
         assert said in lines[0]
+
+
+def test_what_a_kernel_cannot_do_is_named_and_no_failure(tmp_path: Path) -> None:
+    found = files(tmp_path, kernel_xml=JUNIT % "")
+    lines, good = report.summary(found, {"bench-aufs": "this kernel has no aufs", "kernel": 0})
+    assert good
+    assert lines[0] == "bench-aufs: left out: this kernel has no aufs"

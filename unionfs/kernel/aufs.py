@@ -48,6 +48,8 @@ _PLAIN: Final = re.compile(rb"/[A-Za-z0-9_./+@% ~-]*")
 _LONGEST: Final = 1024
 _SOURCE: Final = b"unionfs"
 _FSTYPE: Final = b"aufs"
+#: Answers that do not depend on options or places.
+_FINAL: Final = (errno.ENODEV, errno.EPERM)
 
 
 @attrs.frozen
@@ -203,33 +205,53 @@ def _load_module() -> str | None:
     return lines[-1] if lines else f"modprobe ended with status {child.returncode}"
 
 
-def probe_features(scratch: bytes) -> Features:
-    """Try a mount in `scratch` and learn what this kernel takes; UnsupportedError when none."""
-    with tempfile.TemporaryDirectory(prefix="aufs-probe-", dir=os.fsdecode(scratch)) as text:
-        home = os.fsencode(text)
-        for name in (b"/ro", b"/rw", b"/target"):
-            os.mkdir(home + name)
-        target = home + b"/target"
-        plain = build([home + b"/ro"], home + b"/rw", Features())
-        mount(plain, target)
-        _sys.umount(target, _sys.MNT_DETACH)
-        xino = _xino_path()
-        found = Features()
-        for better in (Features(dirperm1=True), Features(dirperm1=True, xino=xino)):
-            plan = build([home + b"/ro"], home + b"/rw", better)
-            try:
-                _sys.mount(_SOURCE, target, _FSTYPE, 0, plan.first)
-            except OSError:
-                continue
-            _sys.umount(target, _sys.MNT_DETACH)
-            found = better
-        return found
+def probe_features(*places: bytes) -> Features:
+    """Try mounts in the first of `places` that will do, and learn what this kernel takes.
+
+    UnsupportedError with the answer to the plainest mount in the first place when there is none.
+    """
+    first: UnsupportedError | None = None
+    for place in places:
+        try:
+            return _probe(place)
+        except UnsupportedError as exc:
+            first = first or exc
+            if not isinstance(exc.__cause__, OSError) or exc.__cause__.errno in _FINAL:
+                break  # no other place changes that
+    raise first or UnsupportedError("aufs: no place to try it")
+
+
+def _probe(place: bytes) -> Features:
+    xino = _xino_path()
+    candidates = [Features(dirperm1=True), Features()]
+    if xino is not None:
+        candidates.insert(0, Features(dirperm1=True, xino=xino))
+    try:
+        with tempfile.TemporaryDirectory(prefix="aufs-probe-", dir=os.fsdecode(place)) as text:
+            home = os.fsencode(text)
+            for name in (b"/ro", b"/rw", b"/target"):
+                os.mkdir(home + name)
+            for features in candidates:
+                try:
+                    mount(build([home + b"/ro"], home + b"/rw", features), home + b"/target")
+                except UnsupportedError as exc:
+                    cause = exc.__cause__
+                    final = isinstance(cause, OSError) and cause.errno in _FINAL
+                    if features == candidates[-1] or final:
+                        raise
+                    continue
+                _sys.umount(home + b"/target", _sys.MNT_DETACH)
+                return features
+    except OSError as exc:
+        raise UnsupportedError(f"aufs: cannot try it in {show(place)}: {exc.strerror}") from exc
+    raise AssertionError("unreachable")
 
 
 def _xino_path() -> bytes | None:
-    """Return a new name for AUFS's inode table, in memory if possible.
+    """Return a new name for AUFS's inode table, in memory, or None: it then takes the rw branch.
 
-    AUFS makes the file, keeps it open and removes the name at once.
+    AUFS makes the file, keeps it open and removes the name at once. Without a rw branch its own
+    choice would be /tmp, which may lie on a filesystem that it does not accept.
     """
     for directory in (b"/dev/shm", b"/run"):  # a random name, made exclusively
         if os.path.isdir(directory) and os.access(directory, os.W_OK):

@@ -7,15 +7,22 @@ hard-link groups are whole.
 from __future__ import annotations
 
 import contextlib
+import os
+import stat
+import tempfile
+from typing import Final
 
 from unionfs import _sys
 from unionfs.errors import UnsupportedError, show
 from unionfs.kernel import aufs, plinks
 from unionfs.kernel.mounted import KernelMount, KernelRequest, Layer, ready_branch
-from unionfs.kernel.shims import facts_of
+from unionfs.kernel.shims import prepare
 from unionfs.kernel.survey import Kind, LayerFacts, aufs_blockers, survey
 
 __all__ = ["AufsMount", "mount_aufs"]
+
+
+_LEGACY_ROOT: Final = 0o700
 
 
 class AufsMount(KernelMount):
@@ -48,8 +55,13 @@ def mount_aufs(request: KernelRequest) -> AufsMount:
     UnsupportedError with the reason when this caller, machine or these layers cannot;
     BusyError when the rw branch is in use.
     """
-    features = aufs.probe_features(request.scratch)
+    places = [request.scratch, os.fsencode(tempfile.gettempdir())]
+    if request.rw is not None:
+        places.insert(1, os.path.dirname(request.rw))
+    features = aufs.probe_features(*places)
     layers = _visible_layers(request)
+    if request.rw is None:
+        _judge_root(request, layers)
     with contextlib.ExitStack() as undo:
         held = contextlib.ExitStack()
         rw = request.rw
@@ -84,11 +96,24 @@ def _visible_layers(request: KernelRequest) -> list[bytes]:
     return paths
 
 
+def _judge_root(request: KernelRequest, layers: list[bytes]) -> None:
+    """Refuse a root that only root could enter because an old store keeps it so.
+
+    AUFS shows the mode of the topmost branch and no other.
+    """
+    if request.root_mode is None or not layers:
+        return
+    if stat.S_IMODE(os.stat(layers[0]).st_mode) == _LEGACY_ROOT:
+        raise UnsupportedError(
+            f"aufs: {show(layers[0])} has the mode 0700 of an old store, and AUFS would show it so"
+        )
+
+
 def _facts(layer: Layer) -> LayerFacts:
     if layer.shims is not None:
-        known = facts_of(layer.shims, Kind.TRUSTED)
-        if known is not None:
-            return known
+        # A walk over a whole layer is worth keeping, where the store has room for it.
+        with contextlib.suppress(OSError, UnsupportedError):
+            return prepare(layer.path, layer.shims, Kind.TRUSTED).facts
     try:
         return survey(layer.path, Kind.TRUSTED).facts
     except OSError as exc:

@@ -16,9 +16,10 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Final
 
+from unionfs import mountinfo
 from unionfs.branch import whiteout
 from unionfs.errors import BusyError, show
 from unionfs.kernel import trees
@@ -32,7 +33,6 @@ __all__ = [
 ]
 
 _SYSFS: Final = b"/sys/fs/aufs"
-_ESCAPE: Final = re.compile(rb"\\([0-3][0-7]{2})")
 _BRANCH: Final = re.compile(rb"br\d+")
 
 _ENTRY: Final = re.compile(rb"(\d+)\.(\d+)")
@@ -46,22 +46,30 @@ def refuse_live_branch(rw: bytes) -> None:
     """
     if whiteout.AUFS_BASE not in map(os.fsencode, os.listdir(rw)):
         return  # AUFS makes it at mount
-    try:
-        mounts = os.listdir(_SYSFS)
-    except FileNotFoundError:
-        return  # no AUFS in this kernel
-    for mount in mounts:
-        place = _SYSFS + b"/" + mount
-        with contextlib.suppress(NotADirectoryError, FileNotFoundError):
-            for entry in os.listdir(place):
-                if _BRANCH.fullmatch(entry) and _is_branch(place + b"/" + entry, rw):
-                    raise BusyError(f"{show(rw)} is mounted with AUFS; unmount it first")
+    if any(_same(path, rw) for path in _live_branches()):
+        raise BusyError(f"{show(rw)} is mounted with AUFS; unmount it first")
 
 
-def _is_branch(entry: bytes, rw: bytes) -> bool:
-    with open(entry, "rb") as file:
-        shown = file.read().rstrip(b"\n").rpartition(b"=")[0]
-    path = _ESCAPE.sub(lambda match: bytes((int(match[1], 8),)), shown)
+def _live_branches() -> Iterator[bytes]:
+    """Yield the branches of all AUFS mounts: from sysfs, or (`brs=0`) from the mount tables."""
+    with contextlib.suppress(FileNotFoundError):  # no AUFS in this kernel
+        for mount in os.listdir(_SYSFS):
+            place = _SYSFS + b"/" + mount
+            with contextlib.suppress(NotADirectoryError, FileNotFoundError):
+                for entry in filter(_BRANCH.fullmatch, os.listdir(place)):
+                    with open(place + b"/" + entry, "rb") as file:
+                        yield _path_of(file.read().rstrip(b"\n"))
+    for union in mountinfo.kernel_unions():
+        for option in union.options.split(b",") if union.fstype == "aufs" else ():
+            if option.startswith(b"br:"):
+                yield from map(_path_of, option[3:].split(b":"))
+
+
+def _path_of(shown: bytes) -> bytes:
+    return mountinfo.unescape(shown.rpartition(b"=")[0])
+
+
+def _same(path: bytes, rw: bytes) -> bool:
     try:
         return os.path.samefile(path, rw)
     except OSError:

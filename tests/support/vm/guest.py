@@ -18,6 +18,7 @@ from typing import Any, Final
 
 MARK: Final = "@unionfs-vm "
 _GRACE: Final = 30
+_LINE: Final = 120
 _BUSYBOX: Final = "/vm/busybox"
 _RESULTS: Final = Path("/tmp/unionfs-vm-results")  # the scratch disk of this machine
 
@@ -57,7 +58,16 @@ def _wait(pid: int, seconds: float) -> int | None:
     return None
 
 
+def _filesystems() -> list[str]:
+    return Path("/proc/filesystems").read_text(encoding="ascii").split()
+
+
 def _run(job: dict[str, Any], checkout: str, deadline: float) -> int:
+    if job.get("needs") and job["needs"] not in _filesystems():
+        say(event="skip", job=job["name"], reason=f"this kernel has no {job['needs']}")
+        return 0
+    if time.monotonic() >= deadline:
+        return 1  # never reached, and reported as such
     say(event="start", job=job["name"])
     start = time.monotonic()
     with (_RESULTS / f"{job['name']}.txt").open("wb") as output:
@@ -74,8 +84,17 @@ def _run(job: dict[str, Any], checkout: str, deadline: float) -> int:
             os.killpg(child.pid, signal.SIGINT)  # pytest then reports what it has
             if _wait(child.pid, _GRACE) is None:
                 os.killpg(child.pid, signal.SIGKILL)
-    say(event="end", job=job["name"], status=status, seconds=round(time.monotonic() - start, 1))
+    child.returncode = -signal.SIGKILL if status is None else status  # reaped here, not by it
+    os.sync()  # should the machine hang later, this can still be read
+    seconds = round(time.monotonic() - start, 1)
+    say(event="end", job=job["name"], status=status, seconds=seconds, said=_last_line(job["name"]))
     return 0 if status == 0 else 1
+
+
+def _last_line(name: str) -> str:
+    lines = (_RESULTS / f"{name}.txt").read_bytes().decode("utf-8", "replace").split("\n")
+    words = [line.rpartition("\r")[2].strip() for line in lines]
+    return next((line for line in reversed(words) if line), "")[:_LINE]
 
 
 def main() -> None:
@@ -83,8 +102,7 @@ def main() -> None:
     plan = json.loads(Path("/vm/plan.json").read_text(encoding="utf-8"))
     try:
         _prepare(plan["environment"])
-        filesystems = Path("/proc/filesystems").read_text(encoding="ascii").split()
-        unions = [name for name in ("aufs", "overlay", "fuse") if name in filesystems]
+        unions = [name for name in ("aufs", "overlay", "fuse") if name in _filesystems()]
         say(event="boot", kernel=os.uname().release, unions=unions)
         deadline = time.monotonic() + plan["seconds"]
         failed = sum(_run(job, plan["checkout"], deadline) for job in plan["jobs"])

@@ -5,11 +5,14 @@ B=/busybox
 $B mkdir -p /bin /dev /proc /sys /new /try
 $B --install -s /bin
 export PATH=/bin
-mount -t devtmpfs dev /dev 2>/dev/null
 mount -t proc proc /proc
 mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+devices=$?
 exec </dev/console >/dev/console 2>&1
 trouble() { echo "@unionfs-vm {\"event\": \"trouble\", \"text\": \"$1\"}"; sleep 1; reboot -f; }
+
+[ $devices = 0 ] || trouble "this kernel has no devtmpfs (CONFIG_DEVTMPFS)"
 
 for module in $(cat /modules/order); do
     insmod "/modules/$module" 2>/dev/null

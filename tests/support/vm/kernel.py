@@ -9,6 +9,8 @@ from __future__ import annotations
 import gzip
 import lzma
 import re
+import shutil
+import struct
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -24,13 +26,27 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-__all__ = ["WANTED", "Kernel", "Module", "debian_kernel", "find_modules", "order", "release"]
+__all__ = [
+    "WANTED",
+    "Kernel",
+    "Module",
+    "busybox",
+    "debian_kernel",
+    "find_modules",
+    "is_static",
+    "order",
+    "release",
+    "unpack_package",
+]
 
 #: Disks, filesystems and what they use without saying so; in the order of loading.
 WANTED: Final = (
     *("virtio_pci", "virtio_blk", "virtio_rng", "ahci", "sd_mod"),
     *("crc32c_generic", "crc32c_intel", "ext4", "fuse", "overlay", "aufs"),
 )
+#: ELF64: where the program headers are said to be, and the type of the one naming a loader.
+_PH_AT: Final = struct.Struct("<32xQ14xHH")
+_PT_INTERP: Final = 3
 _META: Final = "linux-image-cloud-amd64"
 _PACKAGE: Final = re.compile(r"^\W*Depends: (linux-image-\d\S*)$", re.MULTILINE)
 _MAGIC, _MAGIC_AT, _VERSION_AT = b"HdrS", 0x202, 0x20E
@@ -143,6 +159,23 @@ def unpack_package(package: str, cache: Path) -> Path:
         _run("dpkg-deb", "-x", archive, half)
         half.rename(tree)
     return tree
+
+
+def is_static(program: bytes) -> bool:
+    """Tell whether an ELF64 program needs no loader, and so no libraries."""
+    if program[:4] != b"\x7fELF" or len(program) < _PH_AT.size:
+        return False
+    start, size, count = _PH_AT.unpack_from(program)
+    places = range(start, start + size * count, max(1, size))
+    return all(int.from_bytes(program[at : at + 4], "little") != _PT_INTERP for at in places)
+
+
+def busybox(cache: Path) -> Path:
+    """Return a busybox that needs no libraries: an installed one, else Debian's, fetched."""
+    installed = shutil.which("busybox")
+    if installed is not None and is_static(Path(installed).read_bytes()):
+        return Path(installed)
+    return unpack_package("busybox-static", cache) / "bin" / "busybox"
 
 
 def debian_kernel(cache: Path) -> Kernel:

@@ -56,14 +56,20 @@ def _plain(text: str) -> list[str]:
     return [line for line in shown if line]
 
 
-def summary(files: Mapping[str, Path], jobs: Mapping[str, int | None]) -> tuple[list[str], bool]:
+def summary(
+    files: Mapping[str, Path], jobs: Mapping[str, int | str | None]
+) -> tuple[list[str], bool]:
     """Return the lines to show and whether everything passed.
 
     `jobs` has the exit status of every job that was to run, None for one that hung or was
-    never reached. A run of pytest that passed nothing is no success.
+    never reached, a text with the reason for one that this kernel cannot do. A run of pytest
+    that passed nothing is no success.
     """
     lines, good = [], True
     for job, status in jobs.items():
+        if isinstance(status, str):
+            lines.append(f"{job}: left out: {status}")
+            continue
         junit = files.get(f"{job}.xml")
         text = (
             files[f"{job}.txt"].read_bytes().decode("utf-8", "replace")
