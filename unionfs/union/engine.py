@@ -161,9 +161,11 @@ class Engine:
         tree.stats.lookups += 1
         directory = tree.dir(parent)
         known = directory.children.get(name) if tree.trusts_children else None
-        node = known or tree.need(directory, name)
-        attr = tree.attr(node)
-        node.refs += 1
+        if known is None:
+            tree.stats.fetched += 1
+            known = tree.need(directory, name)
+        attr = tree.attr(known)
+        known.refs += 1
         return attr
 
     def remember(self, ino: int) -> None:

@@ -76,7 +76,7 @@ def counters(tree: Tree) -> dict[str, Any]:
     loaded = sum(tree.loads)
     return {
         "lookups": stats.lookups,
-        "cache_hits": max(0, stats.lookups - loaded),
+        "cache_hits": stats.lookups - stats.fetched,
         "entries_read": loaded,
         "directories_read": stats.scans,
         "copy_ups": stats.copy_ups,

@@ -88,9 +88,10 @@ class EngineOptions:
 
 @attrs.define
 class Stats:
-    """Counters since the engine was opened."""
+    """Counters since the engine was opened. `fetched` are lookups of names not known yet."""
 
     lookups: int = 0
+    fetched: int = 0
     scans: int = 0
     copy_ups: int = 0
     copy_up_bytes: int = 0
