@@ -24,7 +24,7 @@ def test_every_story_is_real() -> None:
 
 def test_every_command_has_its_story() -> None:
     text = STORIES.read_text()
-    for verb in ("explain", "history-of", "whiteouts", "lint", "diff", "convert"):
+    for verb in ("explain", "history-of", "whiteouts", "compare", "lint", "diff", "convert"):
         assert re.search(rf"^.*: {verb}\n-+$", text, re.MULTILINE)
 
 
@@ -48,6 +48,7 @@ def test_json_keys_are_documented(image: MakeImage, run: Run, tmp_path: Path) ->
         ("diff", "demo/app:v1", "demo/app:v2"),
         ("lint", "demo/app:v1", "--fail-on", "never"),
         ("whiteouts", "demo/app:v1"),
+        ("compare", "demo/app:v1", "--engines", "oci,unionfs"),
         ("convert", layer, out, "--from", "aufs", "--to", "overlay"),
     ):
         document = run(*words, "--json").json()

@@ -117,7 +117,7 @@ DIFFER = {
     6: {"whiteout-beside-entry"},
     7: {"whiteout-beside-entry"},
     8: {"whiteout-beside-entry"},
-    9: set(),
+    9: {"whiteout-beside-entry"},
     10: {"whiteout-beside-entry"},
     13: {"parent-is-file"},
     14: {"file-between-directories"},

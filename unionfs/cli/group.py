@@ -42,6 +42,10 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "whiteouts": ("whiteouts", "List what deletions hide and what an image wastes."),
     "explore": ("explore", "Browse layers and the tree they make, in the terminal."),
     "lint": ("lint", "Find what implementations disagree about, and repair it."),
+    "compare": (
+        "compare",
+        "Show what other implementations make of the same layers, and why.",
+    ),
     "report": ("report", "Make a page for a browser: layers, waste, findings, files."),
     "diff": ("diff", "Show what differs between two images or mounts, and why."),
     "convert": ("convert", "Turn a layer directory from one whiteout dialect into another."),

@@ -9,15 +9,21 @@ Exit status: 0 nothing at or above --fail-on; 1 something.
 from __future__ import annotations
 
 import contextlib
-import os
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from unionfs.cli import output
 from unionfs.cli.group import root_option, verbose_option
-from unionfs.cli.where import WHERE, Options, locate, split_words, where_options
-from unionfs.errors import NotFoundError, UsageError, show
+from unionfs.cli.where import (
+    WHERE,
+    Options,
+    archived_image,
+    locate,
+    split_words,
+    where_options,
+)
+from unionfs.errors import UsageError, show
 
 if TYPE_CHECKING:
     from unionfs.insight.lint import Finding
@@ -127,26 +133,18 @@ def _findings(word: str | None, options: Options, *, stored: bool) -> tuple[list
 
 def _archive_findings(word: str) -> list[Finding] | None:
     """Check an image in an archive or layout; None if the word means none."""
-    from unionfs.archive.source import open_source, split_spec  # noqa: PLC0415  # help stays fast
     from unionfs.insight.lint import lint_layers  # noqa: PLC0415  # help stays fast
     from unionfs.insight.shipped import archive_branches, read_archive_layer  # noqa: PLC0415  # help stays fast
 
-    transport, path, _ = split_spec(os.fsencode(word))
-    is_layout = os.path.isfile(os.path.join(path, b"oci-layout"))
-    if transport is None and not os.path.isfile(path) and not is_layout:
-        return None
-    with open_source(word) as source:
-        if len(source.images) != 1:
-            raise NotFoundError(
-                f"{show(word)} holds {len(source.images)} images; name one, as for import"
-            )
-        image = source.images[0]
+    with contextlib.ExitStack() as stack:
+        image = archived_image(stack, word)
+        if image is None:
+            return None
         named = archive_branches(image)
-        with contextlib.ExitStack() as stack:
-            return lint_layers(
-                read_archive_layer(branch, stack.enter_context(layer.open()))
-                for branch, layer in zip(reversed(named), image.layers, strict=True)
-            )
+        return lint_layers(
+            read_archive_layer(branch, stack.enter_context(layer.open()))
+            for branch, layer in zip(reversed(named), image.layers, strict=True)
+        )
 
 
 def _line(item: Finding) -> str:

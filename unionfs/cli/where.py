@@ -19,12 +19,16 @@ from unionfs.cli.upto import cut, wanted_layer
 from unionfs.errors import InvalidNameError, NotFoundError, UsageError, show
 
 if TYPE_CHECKING:
+    import contextlib
+
+    from unionfs.archive.image import SourceImage
     from unionfs.insight.where import Where
     from unionfs.mounts import LiveMount
 
 __all__ = [
     "WHERE",
     "Options",
+    "archived_image",
     "inside_mount",
     "locate",
     "mounted_on",
@@ -144,3 +148,19 @@ def mounted_on(word: str) -> LiveMount | None:
     path = os.path.abspath(os.fsencode(word))
     mount = inside_mount(word)
     return mount if mount is not None and mount.target in (path, os.path.realpath(path)) else None
+
+
+def archived_image(stack: contextlib.ExitStack, word: str) -> SourceImage | None:
+    """Open the image of an archive or layout, until `stack` ends; None if the word means none."""
+    from unionfs.archive.source import open_source, split_spec  # noqa: PLC0415  # help stays fast
+
+    transport, path, _ = split_spec(os.fsencode(word))
+    is_layout = os.path.isfile(os.path.join(path, b"oci-layout"))
+    if transport is None and not os.path.isfile(path) and not is_layout:
+        return None
+    source = stack.enter_context(open_source(word))
+    if len(source.images) != 1:
+        raise NotFoundError(
+            f"{show(word)} holds {len(source.images)} images; name one, as for import"
+        )
+    return source.images[0]

@@ -19,7 +19,7 @@ from unionfs.branch import Dialect, whiteout
 from unionfs.branch.whiteout import Meaning
 from unionfs.errors import show
 from unionfs.insight.model import Effect, Tree
-from unionfs.insight.probe import kind_name
+from unionfs.insight.probe import kind_name, split_path
 from unionfs.insight.rules import RULES, Rule, Severity
 from unionfs.insight.shipped import Item, Shipped, read_branch, read_stored
 from unionfs.insight.where import NamedBranch, Where
@@ -32,12 +32,16 @@ _DEFAULT = (0o755, 0, 0)
 
 @attrs.frozen
 class Finding:
-    """A broken rule: in which branch, at which path (the marker's or entry's), details."""
+    """A broken rule: in which branch, at which path (the marker's or entry's), details.
+
+    `leads_to` is the path that a symbolic link at `path` means, where that is the point.
+    """
 
     rule: Rule
     branch: NamedBranch
     path: bytes
     detail: str = ""
+    leads_to: bytes | None = None
 
     def document(self) -> dict[str, Any]:
         """Return the JSON form."""
@@ -103,8 +107,9 @@ class _Checker:
         self._filled: set[bytes] = set()
         self._links: set[bytes] = set()
 
-    def add(self, rule: str, path: bytes, detail: str = "") -> None:
-        self.findings.append(Finding(RULES[rule], self.shipped.branch, path, detail))
+    def add(self, rule: str, path: bytes, detail: str = "", leads_to: bytes | None = None) -> None:
+        found = Finding(RULES[rule], self.shipped.branch, path, detail, leads_to)
+        self.findings.append(found)
 
     def before(self) -> None:
         """Apply the rules that need the tree below as it was."""
@@ -173,6 +178,8 @@ class _Checker:
             self._form(item)
         if path in shipped.entries:
             self.add("whiteout-beside-entry", item.path, f"beside {kind_name(self._type(path))}")
+        elif path in self._filled and shipped.is_archive:
+            self.add("whiteout-beside-entry", item.path, "beside a directory that members imply")
         cover = shipped.opaque.get(item.parent) or shipped.covered(path)
         if cover is not None:
             self.add("whiteout-in-opaque", item.path, f"under {show(b'/' + cover.path)}")
@@ -295,23 +302,28 @@ class _Checker:
         if node is None:
             return
         if node.item.fmt == stat.S_IFLNK:
-            self._links.add(path)
-            self.add("parent-is-link", path, "a symbolic link in the layers below")
+            self._parent_is_link(path, node.item)
         elif not node.is_dir:
             self.add("parent-is-file", path, f"a {kind_name(node.item.fmt)} in the layers below")
         elif (node.item.mode, node.item.uid, node.item.gid) != _DEFAULT:
             item = node.item
             self.add("implied-directory", path, f"{item.mode:04o} {item.uid}:{item.gid} below")
 
+    def _parent_is_link(self, path: bytes, item: Item) -> None:
+        self._links.add(path)
+        base = b"" if item.target.startswith(b"/") else path.rpartition(b"/")[0] + b"/"
+        leads_to = b"/".join(split_path(base + item.target))
+        self.add("parent-is-link", path, "a symbolic link in the layers below", leads_to)
+
     def _link_parents(self) -> None:
         """Find directories over links that hold nothing but whiteouts: sloppy paths."""
         for path in self.shipped.whiteouts:
             parent = path.rpartition(b"/")[0]
             node = self.tree.find(parent) if parent else None
-            is_link = node is not None and node.item.fmt == stat.S_IFLNK
-            if is_link and parent not in self._filled:
-                self._links.add(parent)
-                self.add("parent-is-link", parent, "a symbolic link in the layers below")
+            if node is None or node.item.fmt != stat.S_IFLNK:
+                continue
+            if parent not in self._filled:
+                self._parent_is_link(parent, node.item)
 
     def _order(self) -> None:
         """Find opaque markers behind members whose directories the archive does not have."""

@@ -59,7 +59,7 @@ class Item:
     `path` is relative, without `.` and `..`. `size` counts bytes of content, for the first name
     of a file only. `fmt` is the S_IF* type; a hard link of an archive is a file whose `link` is
     the other name. `group` is the same for all names of one file. `overlay` are the xattrs that
-    mean something to overlayfs, with their values.
+    mean something to overlayfs, with their values. `target` is where a symbolic link leads.
     """
 
     path: bytes
@@ -72,6 +72,7 @@ class Item:
     link: bytes | None = None
     group: object = None
     overlay: dict[str, bytes] = attrs.field(factory=dict)
+    target: bytes = b""
 
     @property
     def name(self) -> bytes:
@@ -231,6 +232,7 @@ def _item(branch: Branch, fd: int, name: bytes, path: bytes) -> Item:
         link,
         group,
         overlay,
+        branch.readlink(fd, name) if status.fmt == stat.S_IFLNK else b"",
     )
 
 
@@ -321,6 +323,7 @@ def _shipped(named: NamedBranch, stream: Iterable[Entry]) -> Shipped:
                     for name, value in entry.xattrs.items()
                     if os.fsdecode(name).startswith(_OVERLAY_XATTRS)
                 },
+                entry.linkname if entry.kind is Kind.SYMLINK else b"",
             )
         )
     for item in items:
