@@ -102,10 +102,10 @@ def test_hard_links_count_once_and_only_when_all_are_gone(
 
 
 def test_score_is_that_of_dive(layers: MakeLayers) -> None:
-    """dive: every path counts with its smallest copy over all its copies; a removal is a copy."""
+    """dive: a path's smallest copy over all its copies; a removal is a copy of no bytes."""
     found = report(layers("a#1234567890 b#12345 ‖ a#12345 ‖ .wh.b"))
-    assert found.score == (5 + 5) / (10 + 5 + 5 + 5)
-    assert found.inefficient == 10 + 5 + 5 + 5
+    assert found.score == (5 + 0) / (10 + 5 + 5 + 0)
+    assert found.inefficient == 10 + 5 + 5 + 0
     assert found.wasted == 10 + 5
 
 
@@ -123,7 +123,7 @@ def test_json_has_the_keys_of_dive(image: MakeImage, run: Run) -> None:
         for item in document["image"]["fileReference"]
     } == {
         "/a": (2, 8),
-        "/k": (2, 2),
+        "/k": (2, 1),
     }
     assert document["gates"] == []
 

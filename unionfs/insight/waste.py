@@ -1,10 +1,11 @@
 """What every whiteout hides, and how many bytes an image ships that nobody sees.
 
 A byte is wasted when no name of its file is visible in the merged tree. The efficiency score and
-the keys `layer`, `image` of the JSON are those of dive, so its CI rules can be fed with it (files
-that go with their directory count like others, see `_removed`): its `inefficientBytes` adds up all
-copies of a path that occurs more than once, the visible one included; `wastedBytes` (ours) are
-the invisible ones only.
+the keys `layer`, `image` of the JSON are those of dive (dive/filetree/efficiency.go), so its CI
+rules can be fed with it. For dive a path occurs once in every layer that ships it, and a removal is
+one more occurrence, of 0 bytes. The score is the sum of the smallest occurrences over the sum of
+all; `inefficientBytes` adds up all of every path that occurs more than once, the visible one
+included. `wastedBytes` (ours) are the invisible ones only. One repair: see `_removed`.
 
 Invariant: `wasted` is the sum over the layers, and over the paths; the bytes of hard-linked
 names count once.
@@ -215,14 +216,15 @@ class Account:
                 self._removed(effect)
 
     def _removed(self, effect: Effect) -> None:
-        """Count every removed file as one more occurrence of its path.
+        """Count every removed file as an occurrence of its path without bytes.
 
-        Dive does so for a file with a whiteout of its own; one that goes with its directory it
-        counts under the directory's name, which makes a wasteful image look efficient.
+        Dive does so for a file with a whiteout of its own. The files of a removed directory it
+        adds up under the directory's name, where nothing sets them off, so that removing much
+        looks efficient; and it does not know opaque directories. Here all files count alike.
         """
         for lost in effect.lost:
             if lost.item.fmt != stat.S_IFDIR:
-                self._copies.setdefault(lost.path, []).append(lost.item.size)
+                self._copies.setdefault(lost.path, []).append(0)
 
     def _marker(self, shipped: Shipped, effect: Effect) -> MarkerReport:
         reason = ""

@@ -16,7 +16,7 @@ function drawSummary(data) {
     tile(
       "Wasted",
       bytes(totals.wasted),
-      `${percent(totals.wasted, totals.size)} of it, shipped but hidden`,
+      `${percent(totals.wasted, totals.size)} of what is shipped`,
       totals.wasted ? "bad" : "good",
     ),
     el("div", { class: "tile" }, ring, el("div", {}, el("p", { class: "label", text: "Efficiency" }),
