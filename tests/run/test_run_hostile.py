@@ -179,3 +179,21 @@ def test_after_the_change_of_root_nothing_can_be_imported() -> None:
     env = {**os.environ, **runtime().env}
     done = subprocess.run(argv, capture_output=True, text=True, check=True, env=env)
     assert done.stdout == "refused\n"
+
+
+def test_a_kernel_that_is_too_old_is_said_so(inside: Runner) -> None:
+    """Stands in for Linux before 5.12: the call that came with it does not exist."""
+    script = """
+import errno, os, sys
+from unionfs import _sys
+def missing(target):
+    raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), target)
+_sys.make_read_only = missing
+from unionfs.cli import main
+sys.exit(main())
+"""
+    argv = (*inside.place.python, "-c", script, "run", "--backend", inside.backend)
+    done = inside.place.run(*argv, "--layer", inside.image, "--", "true", check=False)
+    assert done.returncode == 125, done.stderr
+    assert "needs Linux 5.12 or later" in done.stderr
+    assert done.stderr.count("\n") == 1

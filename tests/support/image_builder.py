@@ -40,7 +40,16 @@ _BASE: Final = (
     *("coreutils", "bash", "dash", "grep", "sed", "tar", "gzip", "findutils", "hostname"),
     *("perl-base", "passwd", "login", "util-linux", "mount", "libmount1", "libblkid1"),
 )
-_SOFTWARE: Final = ("git", "sudo", "iputils-ping", "libpython3.11-minimal", "python3.11-minimal")
+_SOFTWARE: Final = (
+    *("git", "sudo", "iputils-ping", "libpython3.11-minimal", "python3.11-minimal"),
+    *("zlib1g", "libexpat1"),
+)
+_APT: Final = (
+    *("apt", "dpkg", "libapt-pkg6.0", "libstdc++6", "libgcc-s1", "libgnutls30", "libp11-kit0"),
+    *("libidn2-0", "libunistring2", "libtasn1-6", "libnettle8", "libhogweed6", "libffi8", "libmd0"),
+    *("libseccomp2", "libsystemd0", "libudev1", "libgcrypt20", "libgpg-error0", "libxxhash0"),
+    *("liblzma5", "libbz2-1.0", "liblz4-1", "libzstd1"),
+)
 
 #: cap_net_raw=ep in the kernel's revision 2 form (capability.h, struct vfs_cap_data):
 #: what the package's installation script gives to ping by setcap.
@@ -53,12 +62,14 @@ _MERGED: Final = ("bin", "sbin", "lib", "lib64")
 class BuiltImage:
     """The finished image: `layout` (OCI, tag `latest`), `archive` (as docker save), `layers`.
 
-    `layers` are the uncompressed layer archives, the lowest first.
+    `layers` are the uncompressed layer archives, the lowest first. `apt` is one more, to be put on
+    top, with apt and dpkg.
     """
 
     layout: Path
     archive: Path
     layers: tuple[Path, ...]
+    apt: Path
 
 
 def _run(argv: Sequence[str | Path], cwd: Path | None = None) -> None:
@@ -232,6 +243,14 @@ def _application(path: Path) -> None:
     layer.close()
 
 
+def _apt(path: Path, packages: dict[str, Path]) -> None:
+    layer = _Layer(path)
+    for name in _APT:
+        layer.package(packages[name], {})
+    layer.file("var/lib/dpkg/status")
+    layer.close()
+
+
 def _pack(directory: Path, layers: list[tuple[Path, str]]) -> None:
     """Make the OCI layout and the docker-archive out of the layer archives."""
     layout = directory / "oci"
@@ -265,7 +284,7 @@ def _as_docker_names_it(source: Path, target: Path) -> None:
 
 def _image(directory: Path) -> BuiltImage:
     layers = tuple(sorted((directory / "layers").iterdir()))
-    return BuiltImage(directory / "oci", directory / "app.tar", layers)
+    return BuiltImage(directory / "oci", directory / "app.tar", layers, directory / "apt.tar")
 
 
 def build(cache: Path) -> BuiltImage:
@@ -275,7 +294,7 @@ def build(cache: Path) -> BuiltImage:
     if final.is_dir():
         return _image(final)
     cache.mkdir(parents=True, exist_ok=True)
-    packages = _download((*_BASE, *_SOFTWARE), cache / "packages")
+    packages = _download((*_BASE, *_SOFTWARE, *_APT), cache / "packages")
     staging = Path(tempfile.mkdtemp(prefix="building-", dir=cache))
     try:
         (staging / "layers").mkdir()
@@ -284,6 +303,7 @@ def build(cache: Path) -> BuiltImage:
         _software(names[1], packages)
         _slimmed(names[2])
         _application(names[3])
+        _apt(staging / "apt.tar", packages)
         commands = ("apt-get install base", "apt-get install git sudo", "slim", "COPY app /opt/app")
         _pack(staging, list(zip(names, commands, strict=True)))
         # umoci keeps index.json to itself; tests of other users read the image, too.

@@ -59,6 +59,11 @@ def _make_branch(rw: bytes) -> None:
         raise UsageError(f"cannot make the writable branch {show(rw)}: {exc.strerror}") from exc
 
 
+def _has_aufs() -> bool:
+    with open("/proc/filesystems", encoding="ascii") as table:
+        return "aufs" in table.read().split()
+
+
 class _Chosen:
     """A union whose back end is chosen when it starts: only then are the rights known."""
 
@@ -111,7 +116,12 @@ class _Chosen:
 
     def _start_kernel(self, report: Report) -> None:
         from unionfs.kernel.mounted import KernelRequest, Layer  # noqa: PLC0415  # not for FUSE
+        from unionfs.kernel.overlay_union import overlay_kind  # noqa: PLC0415  # see above
+        from unionfs.kernel.survey import Kind  # noqa: PLC0415  # see above
         from unionfs.run.kernel_union import KernelUnion  # noqa: PLC0415  # see above
+
+        if self._wanted == "auto" and overlay_kind() is Kind.TRUSTED and _has_aufs():
+            _log.info("not aufs: a run ends before AUFS could finish its hard links")
 
         def layer(path: bytes) -> Layer:
             return Layer(path, os.path.dirname(path) + b"/shims" if self._cached else None)

@@ -8,6 +8,7 @@ kernel kills process 1, and everything else follows (see `unionfs.run`).
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -18,7 +19,7 @@ from typing import Final
 import attrs
 
 from unionfs import _sys
-from unionfs.errors import UnionfsError
+from unionfs.errors import UnionfsError, UnsupportedError
 from unionfs.run import init, messages, namespaces
 from unionfs.run.config import RunConfig
 from unionfs.run.messages import Kind, Message
@@ -76,6 +77,7 @@ def run(request: RunRequest, note: Callable[[str], None] = lambda _: None) -> in
     started, `UnsupportedError` when the machine forbids it. This process enters a new user
     namespace on the way and cannot leave it, so it should end soon afterwards.
     """
+    _check_kernel()
     _fill_standard_descriptors()
     mask = frozenset(int(n) for n in signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED | _OURS))
     try:
@@ -86,6 +88,18 @@ def run(request: RunRequest, note: Callable[[str], None] = lambda _: None) -> in
         while signal.sigtimedwait(_PASSED | _OURS, 0) is not None:
             pass
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _check_kernel() -> None:
+    """Ask for the newest system call that a run needs, before anything is made."""
+    try:
+        _sys.make_read_only(b"")
+    except OSError as exc:
+        if exc.errno == errno.ENOSYS:
+            raise UnsupportedError(
+                f"a run needs Linux 5.12 or later, and this is {os.uname().release}"
+                " (mount_setattr is missing); `unionfs mount` works with older ones"
+            ) from exc
 
 
 def _fill_standard_descriptors() -> None:
