@@ -27,6 +27,9 @@ _MOST: Final = 512
 _RUN: Final = 2
 #: Files that a reader may leave out, or have got by other ways, without being out of order.
 _GAP: Final = 8
+#: A reader that is so close behind needs what is sent next no more: leap over so many.
+_CLOSE: Final = 2
+_LEAP: Final = 4
 _DIRECTORIES: Final = 256
 _ENTRIES: Final = 1 << 18
 
@@ -93,7 +96,10 @@ class Guess:
             index = files.index(file)
         except ValueError:
             return  # not one of those that can be sent
-        if not order.begun <= index < front:
+        if order.begun <= index < front:
+            if front - index <= _CLOSE:
+                order.front = min(front + _LEAP, len(files))
+        else:
             order.begun = order.front = index + 1
             self._wrong()
             self._run = 1

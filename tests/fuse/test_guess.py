@@ -1,0 +1,130 @@
+"""What is sent ahead for which order of reading."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from unionfs.fuse import guess
+from unionfs.fuse.guess import Guess
+
+FILES = range(1000, 3000)
+
+
+def _taken(mind: Guess) -> list[int]:
+    found = []
+    while (file := mind.take()) is not None:
+        found.append(file)
+    return found
+
+
+def _listed(*directories: int) -> Guess:
+    mind = Guess()
+    for number in directories or (1,):
+        mind.listed(number, [number * 10000 + file for file in FILES], anew=True)
+    return mind
+
+
+@pytest.mark.parametrize(
+    ("asked", "sent"),
+    [
+        ([0], []),
+        ([0, 1], list(range(2, 10))),
+        ([5, 6], list(range(7, 15))),
+        ([0, 3], list(range(4, 12))),  # left two out
+        ([0, 100], []),
+        ([7, 3], []),
+        ([0, 1, 500], []),
+        ([0, 1, 2], list(range(3, 35))),
+    ],
+)
+def test_two_in_a_row_start_it_and_a_jump_ends_it(asked: list[int], sent: list[int]) -> None:
+    mind = _listed()
+    for index in asked:
+        mind.asked(1, 10000 + FILES[index])
+    assert _taken(mind) == [10000 + FILES[index] for index in sent]
+
+
+def test_each_file_met_where_it_was_expected_buys_more_up_to_a_limit() -> None:
+    mind = _listed()
+    mind.asked(1, 10000 + FILES[0])
+    sent, front = [], 1
+    for _ in range(6):
+        mind.asked(1, 10000 + FILES[front])
+        sent.append(len(_taken(mind)))
+        front += 1 + sent[-1]
+    assert sent == [8, 32, 128, 512, 512, 512]
+
+
+def test_what_is_left_goes_into_the_next_directory_that_is_listed() -> None:
+    mind = Guess()
+    mind.listed(1, [11, 12, 13], anew=True)
+    mind.asked(1, 11)
+    mind.asked(1, 12)
+    assert _taken(mind) == [13]
+    mind.listed(2, range(20, 40), anew=True)
+    assert _taken(mind) == list(range(20, 27))  # eight were bought
+    mind.listed(3, range(50, 60), anew=True)
+    assert _taken(mind) == []
+
+
+def test_files_sent_already_may_be_asked_for_all_the_same() -> None:
+    """They were too large, or asked for before they arrived: no sign of another order."""
+    mind = _listed()
+    for index in (0, 1):
+        mind.asked(1, 10000 + FILES[index])
+    assert len(_taken(mind)) == 8
+    mind.asked(1, 10000 + FILES[4])
+    mind.asked(1, 10000 + FILES[10])
+    assert len(_taken(mind)) == 32
+
+
+def test_a_reader_close_behind_is_left_the_next_few() -> None:
+    mind = _listed()
+    for index in (0, 1):
+        mind.asked(1, 10000 + FILES[index])
+    assert mind.take() == 10000 + FILES[2]
+    mind.asked(1, 10000 + FILES[2])
+    assert mind.take() == 10000 + FILES[7]
+
+
+def test_listings_that_the_kernel_forgot_and_unknown_ones_cost_nothing() -> None:
+    mind = _listed(1, 2)
+    mind.asked(1, 11000)
+    mind.asked(1, 11001)
+    mind.forget(1)
+    assert _taken(mind) == []
+    mind.asked(1, 11002)
+    mind.asked(9, 5)
+    assert _taken(mind) == []
+
+
+def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guess, "_DIRECTORIES", 3)
+    monkeypatch.setattr(guess, "_ENTRIES", 5000)
+    mind = Guess()
+    for number in range(100):
+        mind.listed(number, FILES, anew=True)
+        mind.listed(number, FILES, anew=False)
+        assert len(mind._orders) <= 3
+        assert mind._entries == sum(len(order.files) for order in mind._orders.values())
+    assert mind._entries <= 5000
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 40), st.booleans()), max_size=60))
+def test_a_file_is_sent_once_per_listing_and_never_before_it_is_listed(
+    steps: list[tuple[int, int, bool]],
+) -> None:
+    mind, known, sent = Guess(), set[int](), list[int]()
+    for directory, index, listing in steps:
+        files = [directory * 100 + number for number in range(30)]
+        if listing:
+            mind.listed(directory, files, anew=True)
+            known.update(files)
+            sent = [file for file in sent if file // 100 != directory]
+        else:
+            mind.asked(directory, directory * 100 + index)
+        sent += _taken(mind)
+        assert len(sent) == len(set(sent))
+        assert set(sent) <= known

@@ -1,0 +1,276 @@
+"""Read-ahead across files on real mounts: it saves requests and is never wrong."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.fuseplace import Place
+
+pytestmark = pytest.mark.fuse
+
+#: Counts what the lane is asked, and keeps the names of errors of what it sends.
+_COUNT = """
+import collections, json
+from unionfs.fuse import lane
+counts = collections.Counter()
+take, close = lane.Lane._take, lane.Lane.close
+def counting(self, message):
+    counts[int.from_bytes(message[4:8], "little")] += 1
+    take(self, message)
+def report(self):
+    with open({base!r} + "/counts", "w") as file:
+        json.dump([counts[15], self._ahead.sent], file)
+    close(self)
+lane.Lane._take, lane.Lane.close = counting, report
+"""
+#: What is sent first waits until `go` exists, its bytes read and announced; then says how it went.
+_SLOW = """
+import os, time
+from unionfs.fuse import readahead
+store = readahead.ReadAhead._store
+def wait(name):
+    while not os.path.exists({base!r} + "/" + name):
+        time.sleep(.001)
+def tell(name, text):
+    with open({base!r} + "/" + name + "~", "w") as file:
+        file.write(text)
+    os.rename({base!r} + "/" + name + "~", {base!r} + "/" + name)
+def slow(self, file, size):
+    if os.path.exists({base!r} + "/sending"):
+        return store(self, file, size)
+    tell("sending", str(file))
+    wait("go")
+    try:
+        store(self, file, size)
+    except OSError as exc:
+        tell("sent", exc.strerror)
+        raise
+    tell("sent", "stored")
+readahead.ReadAhead._store = slow
+"""
+#: The lane reads a request for the file being sent, and then handles it only when the file is
+#: surely under way: the kernel has locked its pages for the request by then.
+_LOCKED = """
+from unionfs.fuse import lane
+take = lane.Lane._take
+def late(self, message):
+    if message[4] == 15 and int.from_bytes(message[16:24], "little") == self._ahead._sending:
+        if not os.path.exists({base!r} + "/go"):
+            tell("go", "")
+            time.sleep(.3)
+    take(self, message)
+lane.Lane._take = late
+"""
+
+
+def _patch(place: Place, code: str) -> None:
+    place.sh("mkdir -p patch")
+    with (place.path / "patch/sitecustomize.py").open("a") as file:
+        file.write(code.format(base=str(place.path)))
+    place.env["PYTHONPATH"] = f"{place.path}/patch:{place.env['PYTHONPATH']}"
+
+
+def _appears(place: Place, name: str) -> str:
+    deadline = time.monotonic() + 30
+    while not (place.path / name).exists():
+        assert time.monotonic() < deadline, name
+        time.sleep(0.005)
+    return (place.path / name).read_text()
+
+
+@pytest.fixture(params=["ro", "rw"])
+def many(request: pytest.FixtureRequest, user: Place) -> Iterator[Place]:
+    """Five directories with 100 files each, mounted."""
+    user.sh("""for d in 1 2 3 4 5; do mkdir -p base/t/$d
+        for f in $(seq 100); do echo $d/$f > base/t/$d/f$f; done; done""")
+    _patch(user, _COUNT)
+    rw = "rw" if request.param == "rw" else None
+    user.mount(rw=rw, options=["lane"])
+    yield user
+    user.umount()
+
+
+def test_files_read_in_order_come_without_being_asked_for(many: Place) -> None:
+    same = "tar cf a.tar -C base t; tar cf b.tar -C mnt t; cmp a.tar b.tar"
+    many.sh(same)
+    many.sh(same)
+    many.umount()
+    asked, sent = json.loads((many.path / "counts").read_text())
+    assert sent > 200
+    assert asked < 300, "without it 500"
+    many.mount(options=["lane"])
+
+
+def test_files_read_out_of_order_are_all_there_is_to_send(many: Place) -> None:
+    many.py("""
+import os
+for d in "12345":
+    names = os.listdir("mnt/t/" + d)
+    for name in names[::-1]:
+        assert open(f"mnt/t/{d}/{name}").read() == f"{d}/{name[1:]}\\n"
+""")
+    many.umount()
+    asked, sent = json.loads((many.path / "counts").read_text())
+    assert (asked, sent) == (500, 0)
+    many.mount(options=["lane"])
+
+
+def test_it_can_be_switched_off(user: Place) -> None:
+    user.sh("mkdir base/t; for f in $(seq 100); do echo $f > base/t/f$f; done")
+    _patch(user, _COUNT)
+    user.mount(options=["lane", "noahead"])
+    user.sh("tar cf - -C mnt t | tar xf -; diff -r t base/t")
+    user.umount()
+    assert json.loads((user.path / "counts").read_text()) == [100, 0]
+
+
+_CHANGES = {
+    "write": "os.pwrite(os.open(path, os.O_RDWR), b'NEW', 0); new = b'NEW' + old[3:]",
+    "overwrite": "os.pwrite(os.open(path, os.O_WRONLY), b'N' * 9000, 0); new = b'N' * 9000",
+    "append": "os.write(os.open(path, os.O_WRONLY | os.O_APPEND), b'NEW'); new = old + b'NEW'",
+    "truncate": "os.truncate(path, 100); new = old[:100]",
+    "cut and grow": "os.truncate(path, 10); os.truncate(path, 9000); new = old[:10] + bytes(8990)",
+    "empty": "os.close(os.open(path, os.O_WRONLY | os.O_TRUNC)); new = b''",
+    "direct": """
+page = mmap.mmap(-1, 4096)
+page[:] = b"D" * 4096
+os.pwritev(os.open(path, os.O_WRONLY | os.O_DIRECT), [page], 0)
+new = b"D" * 4096 + old[4096:]""",
+    "mapping": """
+view = mmap.mmap(os.open(path, os.O_RDWR), 9000)
+view[5000:5003] = b"NEW"
+new = old[:5000] + b"NEW" + old[5003:]""",
+    "replace": """
+open(path + "~", "w").write("other"); os.rename(path + "~", path); new = b"other" """,
+    "copied": """
+os.copy_file_range(os.open("mnt/f", os.O_RDONLY), os.open(path, os.O_RDWR), 5)
+new = b"lower" + old[5:]""",
+}
+_CHANGE = """
+import mmap, os, sys, time
+names = os.listdir("mnt/t")
+for name in names[:2]:
+    open("mnt/t/" + name, "rb").read()
+deadline = time.monotonic() + 30
+while not os.path.exists("sending"):
+    assert time.monotonic() < deadline
+ino = int(open("sending").read())
+(path,) = [f"mnt/t/{{n}}" for n in names if os.stat(f"mnt/t/{{n}}").st_ino == ino]
+old = open(path.replace("mnt", "base"), "rb").read()
+{change}
+open("go", "w").close()
+while not os.path.exists("sent"):
+    assert time.monotonic() < deadline
+for _ in range(2):
+    fd = os.open(path, os.O_RDONLY)
+    assert os.fstat(fd).st_size == len(new), os.fstat(fd).st_size
+    got = os.read(fd, 100000)
+    assert got == new, (len(got), got[:10], new[:10])
+    os.fsync(fd)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+"""
+
+
+def _ready(user: Place) -> None:
+    user.sh("""mkdir base/t; for f in $(seq 20); do head -c 9000 /dev/urandom > base/t/f$f; done""")
+
+
+@pytest.mark.parametrize("change", _CHANGES.values(), ids=_CHANGES.keys())
+def test_what_was_read_for_sending_is_not_sent_after_a_change(user: Place, change: str) -> None:
+    _ready(user)
+    _patch(user, _SLOW)
+    user.mount(rw="rw", options=["lane"])
+    user.py(_CHANGE.format(change=change))
+    assert _appears(user, "sent") in ("Bad address", "stored")
+    if change != _CHANGES["replace"]:
+        assert _appears(user, "sent") == "Bad address"
+    user.umount()
+
+
+def test_a_page_changed_through_a_mapping_survives_what_was_under_way(user: Place) -> None:
+    """The kernel waits inside the sending for pages that a read has locked."""
+    _ready(user)
+    _patch(user, _SLOW + _LOCKED)
+    user.mount(rw="rw", options=["lane"])
+    user.py(_CHANGE.format(change=_CHANGES["mapping"]))
+    assert _appears(user, "sent") == "Bad address"
+    user.umount()
+    changed = [path for path in (user.path / "rw/t").iterdir() if not path.name.startswith(".")]
+    (path,) = changed
+    old = Path(str(path).replace("rw", "base")).read_bytes()
+    assert path.read_bytes() == old[:5000] + b"NEW" + old[5003:]
+
+
+def test_readers_in_order_and_writers_at_the_same_time(user: Place) -> None:
+    """Every writer finds at once, and everybody at the end, what was written last."""
+    user.sh(
+        """mkdir base/t; for f in $(seq 300); do head -c 6000 /dev/urandom > base/t/f$f; done"""
+    )
+    user.mount(rw="rw", options=["lane"])
+    user.py("""
+import mmap, os, random, threading
+names = os.listdir("mnt/t")
+model = {name: bytearray(open("base/t/" + name, "rb").read()) for name in names}
+wrong = []
+def read(seed):
+    for name in names:
+        with open("mnt/t/" + name, "rb") as file:
+            file.read()
+def write(seed, mine):
+    chance = random.Random(seed)
+    for name in mine:
+        data = model[name]
+        for _ in range(chance.randint(0, 2)):
+            fd = os.open("mnt/t/" + name, os.O_RDWR)
+            what, at = chance.randint(0, 4), chance.randint(0, 5000)
+            if what == 0:
+                os.pwrite(fd, b"written", at); data.extend(bytes(max(0, at + 7 - len(data))))
+                data[at:at + 7] = b"written"
+            elif what == 1 and len(data) > at + 7:
+                with mmap.mmap(fd, len(data)) as view:
+                    view[at:at + 7] = b"mapping"
+                data[at:at + 7] = b"mapping"
+            elif what == 2:
+                os.ftruncate(fd, at); del data[at:]; data.extend(bytes(at - len(data)))
+            elif what == 3:
+                os.pwrite(fd, b"appended", len(data)); data += b"appended"
+            else:
+                os.ftruncate(fd, 0); os.pwrite(fd, b"n" * at, 0); data[:] = b"n" * at
+            os.close(fd)
+            if open("mnt/t/" + name, "rb").read() != data:
+                wrong.append((name, what, at))
+threads = [threading.Thread(target=read, args=(n,)) for n in range(2)]
+threads += [threading.Thread(target=write, args=(n, names[n::2])) for n in range(2)]
+[t.start() for t in threads]; [t.join() for t in threads]
+assert not wrong, wrong
+for name in names:
+    fd = os.open("mnt/t/" + name, os.O_RDONLY)
+    assert os.read(fd, 100000) == model[name], name
+    os.fsync(fd); os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    assert os.pread(fd, 100000, 0) == model[name], name
+    os.close(fd)
+""")
+    user.umount()
+
+
+def test_unlinked_and_replaced_files_are_not_sent_in_others_place(user: Place) -> None:
+    user.sh("mkdir base/t; for f in $(seq 200); do echo old $f > base/t/f$f; done")
+    user.mount(rw="rw", options=["lane"])
+    user.py("""
+import os
+names = os.listdir("mnt/t")
+for number, name in enumerate(names):
+    if number % 3 == 0:
+        os.unlink("mnt/t/" + name)
+        open("mnt/t/" + name, "w").write("new " + name)
+    elif number % 3 == 1:
+        os.rename("mnt/t/" + name, "mnt/t/" + names[number - 1])
+        open("mnt/t/" + name, "w").write("third")
+    data = open("mnt/t/" + name).read()
+    assert data == ("new " + name, "third", f"old {name[1:]}\\n")[number % 3], (name, data)
+""")
+    user.umount()
