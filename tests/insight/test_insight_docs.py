@@ -5,19 +5,22 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
 from support.commands import CHECKOUT, Run
 from support.insight import MakeImage
-from support.stories import RULE_PAGE, STORIES, rule_page, shown
+from support.stories import PROVENANCE, RULE_PAGE, STORIES, rule_page, shown
 
 from unionfs.insight.rules import RULES
 
 
-def test_every_story_is_real() -> None:
-    played = shown()
+@pytest.mark.fuse
+@pytest.mark.parametrize("page", [STORIES, PROVENANCE], ids=lambda page: page.stem)
+def test_every_story_is_real(page: Path) -> None:
+    played = shown(page)
     assert len(played) > 15
     for step, output in played:
         assert output == list(step.expected), (
-            f"`{step.command}` says something else than docs/whiteouts.rst (line {step.first + 1});"
+            f"`{step.command}` says something else than docs/{page.name} (line {step.first + 1});"
             " `python -m support.stories` writes it anew"
         )
 

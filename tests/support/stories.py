@@ -1,4 +1,4 @@
-"""The sessions of docs/whiteouts.rst and the rule list of docs/lint.rst, made from the program.
+"""The sessions of the pages of docs/ and the rule list of docs/lint.rst, made from the program.
 
 `python -m support.stories` (with `tests` on the path) writes the real output into the files.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
+from pathlib import Path
 from typing import Final
 
 from support.commands import CHECKOUT
@@ -14,9 +15,10 @@ from support.readme import Step, steps
 from support.workspace import Workspace, workspace
 from unionfs.insight.rules import RULES
 
-__all__ = ["RULE_PAGE", "STORIES", "play", "rule_page", "shown"]
+__all__ = ["PROVENANCE", "RULE_PAGE", "STORIES", "play", "rule_page", "shown"]
 
 STORIES: Final = CHECKOUT / "docs" / "whiteouts.rst"
+PROVENANCE: Final = CHECKOUT / "docs" / "provenance.rst"
 RULE_PAGE: Final = CHECKOUT / "docs" / "lint.rst"
 _HOME: Final = "/home/me"
 _INTRODUCTION: Final = """\
@@ -38,10 +40,10 @@ def play(place: Workspace, step: Step) -> list[str]:
     return [line.rstrip() for line in text.splitlines()]
 
 
-def shown() -> list[tuple[Step, list[str]]]:
-    """Run all stories as one session; return what each command of the file says."""
+def shown(page: Path) -> list[tuple[Step, list[str]]]:
+    """Run all stories of a page as one session; return what each command of it says."""
     with workspace() as place:
-        return [(step, play(place, step)) for step in steps(STORIES.read_text())]
+        return [(step, play(place, step)) for step in steps(page.read_text())]
 
 
 def rule_page() -> str:
@@ -59,10 +61,11 @@ def rule_page() -> str:
 
 
 def _update() -> None:
-    lines = STORIES.read_text().splitlines()
-    for step, output in reversed(shown()):
-        lines[step.first + 1 : step.end] = [f"    {line}".rstrip() for line in output]
-    STORIES.write_text("\n".join(lines) + "\n")
+    for page in (STORIES, PROVENANCE):
+        lines = page.read_text().splitlines()
+        for step, output in reversed(shown(page)):
+            lines[step.first + 1 : step.end] = [f"    {line}".rstrip() for line in output]
+        page.write_text("\n".join(lines) + "\n")
     RULE_PAGE.write_text(rule_page())
 
 

@@ -26,13 +26,16 @@ def complete(request: MountRequest, word: str | None) -> MountRequest:
     """Return the request with its layers; `word` names an image or a mountpoint, if given."""
     if word is None:
         return _of_layers(request)
-    if wanted_layer() is not None or request.options.show_whiteouts:
-        from unionfs.cli.where import mounted_on  # noqa: PLC0415  # rarely needed
+    from unionfs.cli.where import mounted_on  # noqa: PLC0415  # loads the words of other verbs
 
-        mount = mounted_on(word)
-        if mount is not None and mount.record is not None:
-            return _of_mount(request, mount.record)
-    return _of_image(request, word)
+    mount = mounted_on(word)
+    if mount is None or mount.record is None:
+        return _of_image(request, word)
+    if wanted_layer() is None and not request.options.show_whiteouts:
+        raise UsageError(
+            f"{show(mount.target)} is a mount; a view of it needs --show-whiteouts or --upto LAYER"
+        )
+    return _of_mount(request, mount.record)
 
 
 def _of_layers(request: MountRequest) -> MountRequest:
