@@ -14,7 +14,7 @@ async function unpack() {
   found.markersOf = new Map();
   found.hiddenBy = new Map();
   for (const marker of found.markers) {
-    const at = found.files.nearest(marker.path === "/" ? "" : marker.path);
+    const at = found.files.nearest(marker.path);
     if (!found.markersOf.has(at)) found.markersOf.set(at, []);
     found.markersOf.get(at).push(marker);
     found.hiddenBy.set(marker.marker, at);
@@ -132,19 +132,24 @@ class Files {
 
   /** The number of a path as the image spells it, or of the nearest one above that there is. */
   nearest(path) {
-    this.index ??= this.spell();
-    let text = path;
-    while (!this.index.has(text)) text = text.slice(0, Math.max(0, text.lastIndexOf("/")));
-    return this.index.get(text);
+    let at = 0;
+    for (const part of path.split("/")) {
+      if (!part) continue;
+      const inner = this.inside(at).get(part);
+      if (inner === undefined) break;
+      at = inner;
+    }
+    return at;
   }
 
-  spell() {
-    const paths = [""];
-    const found = new Map([["", 0]]);
-    for (let at = 1; at < this.count; at++) {
-      const path = `${paths[this.depth[at] - 1]}/${this.names[at]}`;
-      paths[this.depth[at]] = path;
-      found.set(path, at);
+  /** The names in a directory, read once. */
+  inside(at) {
+    this.entries ??= new Map();
+    let found = this.entries.get(at);
+    if (!found) {
+      found = new Map();
+      for (let inner = at + 1; inner < this.end[at]; inner = this.end[inner]) found.set(this.names[inner], inner);
+      this.entries.set(at, found);
     }
     return found;
   }
@@ -158,26 +163,26 @@ class Files {
   split() {
     const roots = new Map();
     const nodes = new Map();
-    const node = (layer, at) => {
-      const key = layer * this.count + at;
-      let found = nodes.get(key);
-      if (!found) {
-        found = { at, size: 0, wasted: 0, kids: [] };
-        nodes.set(key, found);
-        if (at === 0) roots.set(layer, found);
-        else node(layer, this.parent[at]).kids.push(found);
-      }
-      return found;
-    };
     for (let at = this.count - 1; at >= 0; at--) {
+      const way = [];
       for (let version = this.first[at]; version < this.first[at + 1]; version++) {
         const size = this.sizes[version];
         if (!size) continue;
-        const kind = this.kind[this.kinds[version]];
-        for (let up = at; up >= 0; up = this.parent[up]) {
-          const found = node(kind.layer, up);
+        if (!way.length) for (let up = at; up >= 0; up = this.parent[up]) way.push(up);
+        const { layer, wasted } = this.kind[this.kinds[version]];
+        let above = null;
+        for (let step = way.length - 1; step >= 0; step--) {
+          const key = layer * this.count + way[step];
+          let found = nodes.get(key);
+          if (!found) {
+            found = { at: way[step], size: 0, wasted: 0, kids: [] };
+            nodes.set(key, found);
+            if (above) above.kids.push(found);
+            else roots.set(layer, found);
+          }
           found.size += size;
-          if (kind.wasted) found.wasted += size;
+          if (wasted) found.wasted += size;
+          above = found;
         }
       }
     }

@@ -47,7 +47,7 @@ async function start() {
     (layer) => tree.showLayer(layer),
   );
   drawWaste(data, (at) => tree.reveal(at));
-  drawFindings(data, (path) => tree.reveal(data.hiddenBy.get(path) ?? data.files.nearest(path === "/" ? "" : path)));
+  drawFindings(data, (path) => tree.reveal(data.hiddenBy.get(path) ?? data.files.nearest(path)));
   document.documentElement.dataset.ready = "true";
 }
 
