@@ -12,7 +12,7 @@ import attrs
 
 from unionfs.cli.group import state
 from unionfs.cli.upto import cut, wanted_layer
-from unionfs.errors import UsageError, show
+from unionfs.errors import UnsupportedError, UsageError, show
 
 if TYPE_CHECKING:
     from unionfs.insight.where import Where
@@ -88,10 +88,17 @@ def _of_mount(request: MountRequest, record: MountRecord) -> MountRequest:
         raise UsageError(
             f"{show(record.target)} is a mount with its own branch; a view of it is read-only"
         )
+    from unionfs.branch import Dialect  # noqa: PLC0415  # rarely needed
     from unionfs.insight.where import of_mount  # noqa: PLC0415  # rarely needed
 
     where = cut(of_mount(record))
     layers = where.without_rw()
+    if where.rw is not None and where.rw.dialect is not Dialect.AUFS:
+        raise UnsupportedError(
+            f"overlayfs, which makes {show(record.target)}, has no files for the whiteouts of its"
+            " branch; `unionfs whiteouts` lists them, and"
+            f" --upto {len(layers.branches)} shows the layers below"
+        )
     entry = layers.branches[0].entry
     whole = _paths(layers) == record.layers
     with_rw = where.rw is not None
