@@ -9,10 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.engine_fs import EngineFs, build, disk_state, fingerprint, snapshot
-from support.kernelways import in_way, request_for, require_way, tree_of
-from support.layers import image_of
-from support.rows import ROWS, show_tree
+from support.engine_fs import EngineFs, build, disk_state, snapshot
+from support.kernelways import in_way, request_for, require_way
 
 from unionfs import _sys
 from unionfs.branch import whiteout
@@ -20,15 +18,11 @@ from unionfs.errors import BusyError, UnsupportedError
 from unionfs.kernel import aufs, plinks
 from unionfs.kernel.aufs_union import AufsMount, mount_aufs
 from unionfs.kernel.choose import mount_fastest
-from unionfs.kernel.mounted import Layer, settle_branch
+from unionfs.kernel.mounted import settle_branch
 from unionfs.kernel.probe import probe_aufs
-from unionfs.store.graph import Graph
-from unionfs.store.ingest import import_image
 from unionfs.union import Engine
 
 LOWER = {"f": "lower", "d/a": "aaa", "d/b": "bbb", "s": "->f", "p": "pair", "q": "=p", "e/r": "=p"}
-#: Names beyond AUFS's 242 bytes, and a placeholder for a device 0/0.
-REFUSED = {61: "longer than", 62: "longer than|beyond AUFS", 63: "longer than", 71: "devices"}
 
 
 @pytest.fixture(autouse=True)
@@ -47,38 +41,6 @@ def as_root(action: Callable[[], object]) -> None:
 def engine(place: Path, *layers: str) -> EngineFs:
     paths = [os.fsencode(place / name) for name in layers]
     return EngineFs(Engine.start(paths, os.fsencode(place / "rw")))
-
-
-def test_stored_rows(open_tmp: Path) -> None:
-    def action() -> None:
-        failed = []
-        for row in ROWS:
-            if row.error:
-                continue
-            home = open_tmp / row.id
-            home.mkdir()
-            with Graph(os.fsencode(home / "store")) as graph:
-                image_id, _ = import_image(graph, image_of(row.tars()), transport="test")
-                layers = [Layer(path) for path in graph.layer_dirs(image_id)]
-            before = [fingerprint(Path(os.fsdecode(layer.path))) for layer in layers]
-            try:
-                if row.number in REFUSED:
-                    with pytest.raises(UnsupportedError, match=REFUSED[row.number]):
-                        mount_aufs(request_for(home, *layers))
-                    continue
-                mounted = mount_aufs(request_for(home, *layers))
-                try:
-                    shown = tree_of(mounted.request.target)
-                finally:
-                    mounted.unmount()
-                assert show_tree(shown) == show_tree(row.tree)
-                assert [fingerprint(Path(os.fsdecode(layer.path))) for layer in layers] == before
-                assert disk_state(home / "rw") == {}
-            except Exception as error:  # noqa: BLE001  # collected for one report
-                failed.append(f"{row.id}: {error!r}")
-        assert not failed, "\n".join(failed)
-
-    as_root(action)
 
 
 @pytest.mark.parametrize("count", [1, 42, 43, 126])

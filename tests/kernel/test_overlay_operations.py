@@ -1,9 +1,4 @@
-"""Operations on an overlayfs mount and what they leave in the rw branch, after conversion.
-
-The table is that of the FUSE mount (what the branch must hold afterwards). Where kernel
-overlayfs cannot do the same, the row is in `DIFFERENCES` with its reason and tested to be
-exactly that different.
-"""
+"""Operations on an overlayfs mount beyond the tables, and what they leave in the rw branch."""
 
 from __future__ import annotations
 
@@ -12,14 +7,13 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from support.engine_fs import EngineFs, build, disk_state, fingerprint, snapshot
 from support.kernelways import WAYS, in_way, request_for, require_way
 
-from unionfs import _sys
 from unionfs.branch import whiteout
 from unionfs.kernel.mounted import Layer
 from unionfs.kernel.overlay_union import mount_overlay
@@ -28,16 +22,6 @@ from unionfs.union import Engine
 
 LOWER = {"f": "lower", "d/a": "aaa", "d/b": "bbb", "s": "->f", "p": "pair", "q": "=p"}
 OPAQUE = os.fsdecode(whiteout.OPAQUE)
-
-DIFFERENCES = {
-    "O12": "redirect_dir is off (AUFS form has no such thing): EXDEV for a lower directory",
-    "O16": "overlayfs copies up when a file is opened for writing, FUSE at the first write",
-    "O18": "a descriptor opened for reading before copy-up keeps showing the old file",
-    "O19": "in a user namespace the kernel has no index: the written name leaves its link group",
-    "O20": "in a user namespace a copy has a number of its own (no handle of the original)",
-    "O21": "overlayfs lets reserved names be made; they get a visible name at the end",
-    "O22": "names of 252 to 255 bytes can be made",
-}
 
 
 @pytest.fixture(params=WAYS)
@@ -59,131 +43,6 @@ def rewrite(path: Path, text: str = "new") -> None:
 def new_directory(target: Path) -> None:
     shutil.rmtree(target / "d")
     (target / "d").mkdir()
-
-
-def o7(target: Path) -> None:
-    new_directory(target)
-    (target / "d" / "a").write_text("new")
-
-
-def o8(target: Path) -> None:
-    (target / "d" / "a").unlink()
-    (target / "d" / "b").unlink()
-    (target / "d").rmdir()
-
-
-def o9(target: Path) -> None:
-    shutil.rmtree(target / "d")
-    (target / "d").write_text("file")
-
-
-def o13(target: Path) -> None:
-    (target / "n").mkdir()
-    (target / "n").rename(target / "m")
-
-
-def o13_over(target: Path) -> None:
-    shutil.rmtree(target / "d")
-    (target / "n").mkdir()
-    (target / "n").rename(target / "d")
-
-
-def o14(target: Path) -> None:
-    fd = os.open(target, os.O_RDONLY)
-    refused(errno.EEXIST, lambda: _sys.renameat2(fd, b"f", fd, b"p", _sys.RENAME_NOREPLACE))
-    refused(errno.EINVAL, lambda: _sys.renameat2(fd, b"f", fd, b"g", 4))  # RENAME_WHITEOUT
-    _sys.renameat2(fd, b"f", fd, b"s", _sys.RENAME_EXCHANGE)
-    os.close(fd)
-    assert (target / "s").read_text() == "lower"
-
-
-def o17(target: Path) -> None:
-    os.close(os.open(target / "f", os.O_WRONLY | os.O_TRUNC))
-    assert (target / "f").stat().st_size == 0
-
-
-def o20(target: Path) -> None:
-    os.link(target / "f", target / "g")
-    assert (target / "f").stat().st_nlink == (target / "g").stat().st_nlink == 2
-
-
-def o25(target: Path) -> None:
-    refused(errno.ENOTEMPTY, (target / "d").rmdir)
-
-
-def nothing(target: Path) -> None:
-    (target / "n").write_text("n")
-    (target / "n").unlink()
-
-
-D = {"d/": "", f"d/{OPAQUE}": ""}
-ROWS: dict[str, tuple[Callable[[Path], object], Mapping[str, str]]] = {
-    "O1": (lambda t: (t / "f").unlink(), {".wh.f": ""}),
-    "O2": (lambda t: rewrite(t / "f"), {"f": "new"}),
-    "O3": (nothing, {}),
-    "O5": (lambda t: shutil.rmtree(t / "d"), {".wh.d": ""}),
-    "O6": (new_directory, D),
-    "O7": (o7, {**D, "d/a": "new"}),
-    "O8": (o8, {".wh.d": ""}),
-    "O9": (o9, {"d": "file"}),
-    "O10": (lambda t: (t / "f").rename(t / "g"), {"g": "lower", ".wh.f": ""}),
-    "O11": (
-        lambda t: (t / "f").rename(t / "d" / "a"),
-        {".wh.f": "", "d/": "", "d/a": "lower"},
-    ),
-    "O13": (o13, {"m/": ""}),
-    "O13 over a deleted one": (o13_over, D),
-    "O14": (o14, {"f": "->f", "s": "lower"}),
-    "O17": (o17, {"f": ""}),
-    "O20": (o20, {"f": "lower", "g": "lower"}),
-    "O25": (o25, {}),
-}
-
-
-def test_rows(way: str, open_tmp: Path) -> None:
-    def action() -> None:
-        failed = []
-        for name, (operation, expected) in ROWS.items():
-            place = open_tmp / name
-            place.mkdir()
-            build(place / "base", LOWER)
-            before = fingerprint(place / "base")
-            mounted = mount_overlay(request_for(place, place / "base"))
-            try:
-                operation(place / "target")
-                seen = {path.name for path in (place / "target").iterdir()}
-            except (OSError, AssertionError) as exc:
-                failed.append(f"{name}: {exc!r}")
-            mounted.unmount()
-            found = disk_state(place / "rw")
-            if name == "O20" and not (place / "rw/f").samefile(place / "rw/g"):
-                failed.append("O20: two files and not one")
-            if found != expected:
-                failed.append(f"{name}: {found} instead of {expected}")
-            fs = EngineFs(Engine.start([os.fsencode(place / "base")], os.fsencode(place / "rw")))
-            if set(fs.names()) != seen:
-                failed.append(f"{name}: FUSE shows {fs.names()} afterwards")
-            fs.engine.close()
-            if fingerprint(place / "base") != before:
-                failed.append(f"{name}: the layer changed")
-        assert not failed, "\n".join(failed)
-
-    in_way(way, action)
-
-
-def test_create_over_a_whiteout_of_a_middle_layer(way: str, open_tmp: Path) -> None:
-    """O4."""
-
-    def action() -> None:
-        build(open_tmp / "base", LOWER)
-        build(open_tmp / "middle", {".wh.f": ""})
-        mounted = mount_overlay(request_for(open_tmp, open_tmp / "middle", open_tmp / "base"))
-        assert not (open_tmp / "target" / "f").exists()
-        (open_tmp / "target" / "f").write_text("new")
-        mounted.unmount()
-        assert disk_state(open_tmp / "rw") == {"f": "new"}
-
-    in_way(way, action)
 
 
 def test_metadata_and_copy_up(way: str, open_tmp: Path) -> None:
@@ -210,26 +69,6 @@ def test_metadata_and_copy_up(way: str, open_tmp: Path) -> None:
         assert fs.xattrs("f") == {"user.new": b"1"}
         fs.engine.close()
         assert disk_state(open_tmp / "rw") == {"d/": "", "d/a": "aaa", "f": "lower"}
-
-    in_way(way, action)
-
-
-def test_listing_while_deleting(way: str, open_tmp: Path) -> None:
-    """O24."""
-
-    def action() -> None:
-        names = {f"n{number:04}" for number in range(2000)}
-        build(open_tmp / "base", {f"many/{name}": "" for name in names})
-        mounted = mount_overlay(request_for(open_tmp, open_tmp / "base"))
-        seen = []
-        with os.scandir(open_tmp / "target" / "many") as listing:
-            for entry in listing:
-                seen.append(entry.name)
-                os.unlink(entry.path)
-        assert sorted(seen) == sorted(names)
-        assert os.listdir(open_tmp / "target" / "many") == []
-        mounted.unmount()
-        assert set(disk_state(open_tmp / "rw")) == {"many/", *(f"many/.wh.{n}" for n in names)}
 
     in_way(way, action)
 
@@ -284,29 +123,6 @@ def test_an_opaque_root_hides_everything_below(way: str, open_tmp: Path) -> None
         assert disk_state(open_tmp / "rw") == {OPAQUE: "", "mine": "", "more": ""}
 
     in_way(way, action)
-
-
-def test_differences_are_what_the_list_says(way: str, open_tmp: Path) -> None:
-    def action() -> None:
-        build(open_tmp / "base", {**LOWER, "n" * 255: "long"})
-        mounted = mount_overlay(request_for(open_tmp, open_tmp / "base"))
-        target = open_tmp / "target"
-        refused(errno.EXDEV, lambda: (target / "d").rename(target / "e"))
-        os.close(os.open(target / "f", os.O_RDWR))
-        (target / "p").write_text("PAIR")
-        (target / ("m" * 255)).write_text("made")
-        (target / ("n" * 255)).unlink()
-        mounted.unmount()
-        found = disk_state(open_tmp / "rw")
-        expected = {"f": "lower", "p": "PAIR", "m" * 255: "made"}
-        if way == "root":
-            expected["q"] = "PAIR"
-        marker, content = whiteout.marker_for(b"n" * 255)
-        expected[marker.decode()] = content.decode()
-        assert found == expected
-
-    in_way(way, action)
-    assert DIFFERENCES.keys() >= {"O12", "O16", "O19", "O22"}
 
 
 def test_a_branch_carried_between_fuse_and_overlayfs(way: str, open_tmp: Path) -> None:

@@ -1,4 +1,4 @@
-"""The merge cases on kernel overlayfs: stored layers and plain directories, both ways."""
+"""Layers that are no images of a store on kernel overlayfs, and what is kept of their shims."""
 
 from __future__ import annotations
 
@@ -11,18 +11,15 @@ import pytest
 from support.engine_fs import fingerprint
 from support.kernelways import WAYS, in_way, request_for, require_way, tree_of
 from support.layers import image_of
-from support.rows import ROWS, Row, show_tree
+from support.rows import ROWS, Row
 
 from unionfs.branch import Stack
-from unionfs.errors import UnsupportedError
 from unionfs.kernel.mounted import Layer
 from unionfs.kernel.overlay_union import mount_overlay
 from unionfs.store.graph import Graph
 from unionfs.store.ingest import import_image
 
 VALID = [row for row in ROWS if not row.error]
-#: Stored as a placeholder with an override, which no kernel union can show: FUSE only.
-REFUSED = {71: "devices or links which a plain user cannot make"}
 
 
 @pytest.fixture(params=WAYS)
@@ -38,50 +35,12 @@ def each_row(place: Path) -> Iterator[tuple[Row, Path]]:
         yield row, home
 
 
-def check_mount(row: Row, home: Path, layers: list[Layer], *, rw: bool) -> None:
-    where = home / ("rw-mount" if rw else "ro-mount")
-    where.mkdir()
-    mounted = mount_overlay(request_for(where, *layers, rw=rw))
-    try:
-        shown = tree_of(mounted.request.target)
-        listed = {
-            os.fsencode(p.relative_to(where / "target")) for p in (where / "target").rglob("*")
-        }
-    finally:
-        mounted.unmount()
-    assert show_tree(shown) == show_tree(row.tree)
-    assert listed == row.tree.keys()
-
-
 def stored(row: Row, home: Path) -> list[Layer]:
     with Graph(os.fsencode(home / "store")) as graph:
         image_id, _ = import_image(graph, image_of(row.tars()), transport="test")
         return [
             Layer(path, os.path.dirname(path) + b"/shims") for path in graph.layer_dirs(image_id)
         ]
-
-
-def test_stored_rows(way: str, open_tmp: Path) -> None:
-    """Every row of the table, with and without a rw branch, and the layers stay as they were."""
-
-    def action() -> None:
-        failed = []
-        for row, home in each_row(open_tmp):
-            layers = stored(row, home)
-            before = [fingerprint(Path(os.fsdecode(layer.path))) for layer in layers]
-            try:
-                if row.number in REFUSED:
-                    with pytest.raises(UnsupportedError, match=REFUSED[row.number]):
-                        mount_overlay(request_for(home, *layers))
-                else:
-                    check_mount(row, home, layers, rw=True)
-                    check_mount(row, home, layers, rw=False)
-                assert [fingerprint(Path(os.fsdecode(layer.path))) for layer in layers] == before
-            except Exception as error:  # noqa: BLE001  # collected for one report
-                failed.append(f"{row.id}: {error!r}")
-        assert not failed, "\n".join(failed)
-
-    in_way(way, action)
 
 
 #: Plain directories are mounted as they are; these rows need the normal form that ingest makes.

@@ -21,14 +21,17 @@ _CHECKOUT: Final = _HERE.parents[2]
 _CACHE: Final = _CHECKOUT / ".vm"
 #: One run of pytest each: a kernel that hangs in one area still shows the others. What only an
 #: AUFS kernel can tell comes first.
-_AREAS: Final = ("kernel/test_aufs_live.py", "kernel", "doctor", "run", "fuse", "union")
+_AREAS: Final = ("aufs", "kernel", "doctor", "run", "fuse", "union")
 #: What emulation has the time for: all of the back ends, and of FUSE the tables of operations.
 _SLOW_AREAS: Final = (
-    *("kernel/test_aufs_live.py", "kernel", "doctor", "run"),
+    *("aufs", "kernel", "doctor", "run"),
     *("fuse/test_operations.py", "fuse/test_listing.py"),
 )
-#: Jobs that only a kernel with this filesystem can do; elsewhere they are named as left out.
-_NEEDS: Final = {"kernel/test_aufs_live.py": "aufs"}
+#: What the area `aufs`, which only a kernel with AUFS can do, consists of.
+_AUFS: Final = (
+    *("tests/kernel/test_aufs_live.py", "tests/kernel/test_aufs_options.py"),
+    *("tests/kernel/test_conformance.py", "-k", "aufs"),
+)
 #: How much slower emulation is than KVM, roughly; only for limits of time.
 _SLOW: Final = 8
 _JOB_SECONDS: Final = 900
@@ -55,11 +58,9 @@ def plan(areas: list[str], bench: list[str], *, kvm: bool, minutes: float = 40) 
         name = area.removesuffix(".py").replace("/", "-")
         argv = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
         argv += ["-o", f"timeout={_TEST_SECONDS if kvm else _SLOW_TEST_SECONDS}"]
-        argv += [f"--junitxml={out}/{name}.xml", f"tests/{area}"]
-        argv += [
-            f"--ignore=tests/{other}" for other in areas if other.startswith(f"{area}/")
-        ]  # it has a job of its own
-        jobs.append(_job(name, argv, factor, _NEEDS.get(area)))
+        argv += [f"--junitxml={out}/{name}.xml"]
+        argv += _AUFS if area == "aufs" else [f"tests/{area}"]
+        jobs.append(_job(name, argv, factor, "aufs" if area == "aufs" else None))
     if bench != ["none"]:
         argv = [python, "-m", "bench", "--dir", "/tmp"]  # inside the machine
         against = ["--backends", "plain,aufs,overlay,fuse,fuse-nolane", "--baseline", "aufs"]
