@@ -48,7 +48,7 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     ),
     "report": ("report", "Make a page for a browser: layers, waste, findings, files."),
     "diff": ("diff", "Show what differs between two images or mounts, and why."),
-    "convert": ("convert", "Turn a layer directory from one whiteout dialect into another."),
+    "convert": ("convert", "Turn a layer from one whiteout dialect into another."),
     "changes": ("changes", "Show what a rw branch changed, as `docker diff` does."),
     "commit": ("commit", "Make an image of a rw branch."),
     "export": ("export", "Write an image as an archive or OCI layout."),

@@ -33,24 +33,28 @@ from unionfs.insight.shipped import Item, Shipped, read_branch
 from unionfs.insight.where import NamedBranch
 from unionfs.store._fs import remove_tree
 
-__all__ = ["Converted", "convert", "verify"]
+__all__ = ["ELSEWHERE", "OVERLAY_PREFIXES", "Converted", "check_trees", "convert", "verify"]
 
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _MARKER_MODE: Final = 0o444
-_OVERLAY_PREFIXES: Final = ("trusted.overlay.", "user.overlay.")
+OVERLAY_PREFIXES: Final = ("trusted.overlay.", "user.overlay.")
 #: Attributes with which overlayfs keeps data elsewhere: such a layer is not complete in itself.
-_ELSEWHERE: Final = ("redirect", "metacopy")
+ELSEWHERE: Final = ("redirect", "metacopy")
 _PROBE: Final = b"\x01probe"
 
 
 @attrs.frozen
 class Converted:
-    """What was done: where the result lies, and how many entries and markers it has."""
+    """What was done: where the result lies, and how many entries and markers it has.
+
+    `implied` directories were missing in an archive and had to be made, with mode 0755 of root.
+    """
 
     path: bytes
     entries: int
     whiteouts: int
     opaque: int
+    implied: int = 0
 
 
 def convert(
@@ -178,7 +182,7 @@ class _Copy:
         if self._target is not Dialect.AUFS and stat.S_ISCHR(st.st_mode) and st.st_rdev == 0:
             raise ConflictError(f"{shown} is a device 0/0, which overlayfs takes for a whiteout")
         for attribute in _xattrs(old, name):
-            if attribute.startswith(_OVERLAY_PREFIXES) and attribute.endswith(_ELSEWHERE):
+            if attribute.startswith(OVERLAY_PREFIXES) and attribute.endswith(ELSEWHERE):
                 raise UnsupportedError(
                     f"{shown} was written by overlayfs with {attribute}; its data is not all here"
                 )
@@ -217,7 +221,7 @@ class _Copy:
         if (now.st_uid, now.st_gid) != (st.st_uid, st.st_gid):
             os.chown(new_name, st.st_uid, st.st_gid, dir_fd=new, follow_symlinks=False)
         for attribute in _xattrs(old, old_name):
-            if not attribute.startswith(_OVERLAY_PREFIXES):
+            if not attribute.startswith(OVERLAY_PREFIXES):
                 value = os.getxattr(proc_path(old, old_name), attribute, follow_symlinks=False)
                 os.setxattr(proc_path(new, new_name), attribute, value, follow_symlinks=False)
         if not stat.S_ISLNK(st.st_mode):
@@ -291,16 +295,7 @@ def verify(first: bytes, one: Dialect, second: bytes, two: Dialect) -> None:
     give the same merged tree; and every entry must be equal in attributes and content.
     """
     left, right = read_branch(_named(first, one)), read_branch(_named(second, two))
-    below = _probe_layer(left, right)
-    trees = []
-    for shipped in (left, right):
-        tree = Tree()
-        tree.apply(below)
-        tree.apply(shipped)
-        trees.append({path: (node.item.fmt, node.layer) for path, node in tree.walk()})
-    if trees[0] != trees[1]:
-        path = min(path for path in trees[0] | trees[1] if trees[0].get(path) != trees[1].get(path))
-        raise UnionfsError(f"the converted layer would show {show(b'/' + path)} otherwise")
+    check_trees(left, right)
     with Branch.open(first, one) as old, Branch.open(second, two) as new:
         for path in left.entries:
             parent, _, name = path.rpartition(b"/")
@@ -316,6 +311,23 @@ def verify(first: bytes, one: Dialect, second: bytes, two: Dialect) -> None:
                 raise UnionfsError(f"the copy of {show(b'/' + path)} differs in {found[0]}")
 
 
+def check_trees(left: Shipped, right: Shipped) -> None:
+    """Check that two layers give the same merged tree over a layer that has something everywhere.
+
+    Raises `UnionfsError` with the first path that differs.
+    """
+    below = _probe_layer(left, right)
+    trees = []
+    for shipped in (left, right):
+        tree = Tree()
+        tree.apply(below)
+        tree.apply(shipped)
+        trees.append({path: (node.item.fmt, node.layer) for path, node in tree.walk()})
+    if trees[0] != trees[1]:
+        path = min(path for path in trees[0] | trees[1] if trees[0].get(path) != trees[1].get(path))
+        raise UnionfsError(f"the converted layer would show {show(b'/' + path)} otherwise")
+
+
 def _named(path: bytes, dialect: Dialect) -> NamedBranch:
     return NamedBranch(2, path, dialect=dialect)
 
@@ -325,6 +337,7 @@ def _probe_layer(left: Shipped, right: Shipped) -> Shipped:
     paths: set[bytes] = set()
     for shipped in (left, right):
         paths |= shipped.whiteouts.keys()
+        paths |= {join(path, _PROBE) for path in shipped.opaque}
         for path, item in shipped.entries.items():
             if item.fmt == stat.S_IFDIR:
                 paths.add(join(path, _PROBE))

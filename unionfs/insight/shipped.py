@@ -36,6 +36,7 @@ __all__ = [
     "read_archive_layer",
     "read_branch",
     "read_stored",
+    "shipped_of",
 ]
 
 _TYPES: Final = {
@@ -195,8 +196,7 @@ def _walk(branch: Branch) -> Iterator[Item]:
         at = pending.pop()
         fd = branch.open_path(at)
         try:
-            for raw in os.listdir(b"/proc/self/fd/%d" % fd):
-                name = os.fsencode(raw)
+            for name in branch.raw_names(fd):
                 if not at and name in (whiteout.WORK_DIR, whiteout.OVERLAY_DIR):
                     yield Item(name, stat.S_IFDIR)
                     continue
@@ -273,12 +273,12 @@ def read_stored(named: NamedBranch) -> Shipped:
     if entry is None or entry.facts is None or not entry.facts.has_record:
         return read_branch(named)
     stream = TarStream(ChunkReader(replay_layer(entry)), _LIMITS, what=named.title)
-    return _shipped(named, stream)
+    return shipped_of(named, stream)
 
 
 def read_archive_layer(named: NamedBranch, raw: BinaryIO, limits: Limits = _LIMITS) -> Shipped:
     """Read a layer's archive, compressed or not. Raises `HostileArchiveError`."""
-    return _shipped(named, TarStream(decompress(raw, limits), limits, what=named.title))
+    return shipped_of(named, TarStream(decompress(raw, limits), limits, what=named.title))
 
 
 def archive_branches(image: SourceImage) -> tuple[NamedBranch, ...]:
@@ -296,7 +296,8 @@ def archive_branches(image: SourceImage) -> tuple[NamedBranch, ...]:
     )
 
 
-def _shipped(named: NamedBranch, stream: Iterable[Entry]) -> Shipped:
+def shipped_of(named: NamedBranch, stream: Iterable[Entry]) -> Shipped:
+    """Sort the members of an archive by what they mean."""
     items = []
     groups: dict[bytes, object] = {}
     for entry in stream:

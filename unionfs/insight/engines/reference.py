@@ -26,7 +26,7 @@ from unionfs.branch.whiteout import Meaning
 from unionfs.errors import HostileArchiveError, show
 from unionfs.insight.engines.seen import UNKNOWN_LINKS, Seen, Shown, kept_xattrs
 
-__all__ = ["Reference", "digest_of"]
+__all__ = ["Reference", "digest_of", "seen_of"]
 
 _TYPES: Final = {
     Kind.FILE: stat.S_IFREG,
@@ -84,7 +84,7 @@ class Reference:
             self._hide(parent, marker)
         for parts, entry, content in members:
             if any(whiteout.is_reserved(part) for part in parts):
-                self._housekeeping[b"/".join(parts)] = _Node(_seen(entry, content), self._layer)
+                self._housekeeping[b"/".join(parts)] = _Node(seen_of(entry, content), self._layer)
             else:
                 self._member(parts, entry, content)
 
@@ -122,12 +122,12 @@ class Reference:
         if not parts:
             if entry.kind is not Kind.DIRECTORY:
                 raise HostileArchiveError(f"{where}: the root is not a directory")
-            self._root.seen = _seen(entry, content)
+            self._root.seen = seen_of(entry, content)
             return
         if entry.kind is Kind.HARDLINK:
             node = self._linked(parts, _components(entry.linkname), where)
         else:
-            node = _Node(_seen(entry, content), self._layer)
+            node = _Node(seen_of(entry, content), self._layer)
         holder = self._holder(parts[:-1])
         old = holder.children.get(parts[-1])
         if old is not None and old.is_dir and node.is_dir:
@@ -194,7 +194,8 @@ def _marker(parts: list[bytes]) -> whiteout.Marker:
     return whiteout.Marker(Meaning.ENTRY)
 
 
-def _seen(entry: Entry, content: bytes) -> Seen:
+def seen_of(entry: Entry, content: bytes) -> Seen:
+    """Return a member as an entry of a tree; `content` is its digest, for files."""
     fmt = _TYPES.get(entry.kind, stat.S_IFREG)
     is_device = fmt in (stat.S_IFCHR, stat.S_IFBLK)
     return Seen(

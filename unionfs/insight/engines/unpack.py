@@ -62,11 +62,16 @@ def unpack_all(
     return made
 
 
-def unpack(stream: TarStream, path: bytes, dialect: Dialect, *, whole: bool) -> None:
-    """Unpack one layer into the empty directory `path`."""
+def unpack(
+    stream: TarStream, path: bytes, dialect: Dialect, *, whole: bool, strict: bool = False
+) -> None:
+    """Unpack one layer into the empty directory `path`.
+
+    With `strict` an attribute that cannot be set is an error and trusted.* are set, too.
+    """
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        _Unpacker(fd, dialect, whole=whole).run(stream)
+        _Unpacker(fd, dialect, whole=whole, strict=strict).run(stream)
     finally:
         os.close(fd)
 
@@ -74,10 +79,11 @@ def unpack(stream: TarStream, path: bytes, dialect: Dialect, *, whole: bool) -> 
 class _Unpacker:
     """One layer on its way to disk."""
 
-    def __init__(self, root: int, dialect: Dialect, *, whole: bool) -> None:
+    def __init__(self, root: int, dialect: Dialect, *, whole: bool, strict: bool) -> None:
         self._root = root
         self._dialect = dialect
         self._whole = whole
+        self._strict = strict
         #: Directories get their attributes last: modes may close them, entries change times.
         self._directories: dict[bytes, Entry] = {}
 
@@ -195,12 +201,12 @@ class _Unpacker:
         if self._whole:
             os.chown(name, entry.uid, entry.gid, dir_fd=fd, follow_symlinks=False)
         for attribute, value in entry.xattrs.items():
-            if attribute.startswith(b"trusted."):
+            if attribute.startswith(b"trusted.") and not self._strict:
                 continue  # unpackers refuse them
             try:
                 os.setxattr(path, attribute, value, follow_symlinks=False)
             except OSError as error:
-                if error.errno not in _IGNORED:
+                if self._strict or error.errno not in _IGNORED:
                     raise
         if entry.kind is not Kind.SYMLINK:
             os.chmod(path, entry.mode & 0o7777)
