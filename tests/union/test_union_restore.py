@@ -27,7 +27,7 @@ from support.union_case import Union, UnionMaker, start
 from unionfs.errors import ConflictError, NotFoundError, UnionfsError, UsageError
 from unionfs.union import EngineOptions
 from unionfs.union.restore import Restored
-from unionfs.union.restoring import Undo
+from unionfs.union.undo import Undo
 
 LONG = "n" * 253
 BASE = {

@@ -33,7 +33,7 @@ from unionfs.errors import (
 if TYPE_CHECKING:
     from unionfs.branch import Branch
     from unionfs.mounts import LiveMount
-    from unionfs.union.restoring import Undo
+    from unionfs.union.undo import Undo
 
 __all__ = ["undo", "undo_options"]
 
@@ -76,7 +76,7 @@ def undo(
     as_json: bool,
 ) -> None:
     """Run one of the commands; `what` is the value of an `Undo`."""
-    from unionfs.union.restoring import Undo  # noqa: PLC0415  # help stays fast
+    from unionfs.union.undo import Undo  # noqa: PLC0415  # help stays fast
 
     verb = Undo(what)
     place = _place(verb, words, image, layers, rw)

@@ -29,7 +29,7 @@ from unionfs.fuse.notify import Notifier
 from unionfs.fuse.registry import MountRecord
 from unionfs.fuse.serving import Serving
 from unionfs.fuse.trace import Tracing, Watcher
-from unionfs.union.restoring import Undo
+from unionfs.union.undo import Undo
 
 __all__ = ["Control"]
 

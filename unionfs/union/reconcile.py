@@ -18,8 +18,8 @@ from unionfs.branch import DirScan
 from unionfs.union.names import Names
 from unionfs.union.node import UPPER, DirNode, Node
 from unionfs.union.options import Attr
-from unionfs.union.restoring import Plan, Targets
 from unionfs.union.tree import Tree
+from unionfs.union.undo import Plan, Targets
 
 __all__ = ["Reconcile"]
 

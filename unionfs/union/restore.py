@@ -24,8 +24,9 @@ from unionfs.union.journal import Journal, Op, Place, Step
 from unionfs.union.names import Names
 from unionfs.union.node import UPPER
 from unionfs.union.reconcile import Reconcile
-from unionfs.union.restoring import Plan, Template, Undo, plan_restore
+from unionfs.union.restoring import plan_restore
 from unionfs.union.tree import Tree
+from unionfs.union.undo import Plan, Template, Undo
 from unionfs.union.workarea import WorkArea, quiet
 
 __all__ = ["Restore", "Restored"]

@@ -1,9 +1,8 @@
 """Planning how deletions and changes of a rw branch are taken back.
 
-A rw branch says three things about a path: it is deleted (D: a whiteout, or an opaque marker
-over it), changed (C: an entry of its own over one below) or added (A: an entry over nothing).
-A plan takes back some of these kinds at one path and below it, and nothing else: where a
-marker hides more than the path, the rest is hidden one by one before the marker goes.
+A plan takes back some kinds of change (`unionfs.union.undo`) at one path and below it, and
+nothing else: where a marker hides more than the path, the rest is hidden one by one before the
+marker goes.
 
 Invariant: planning reads only, by path and one directory at a time, so it is the same for a
 live engine and for a branch that nobody uses.
@@ -11,125 +10,25 @@ live engine and for a branch that nobody uses.
 
 from __future__ import annotations
 
-import enum
 import errno
 import os
 import stat
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any
-
-import attrs
 
 from unionfs.branch import Branch, Child, DirScan, Stack, Status, whiteout
 from unionfs.errors import ConflictError, NotFoundError, UsageError, show
-from unionfs.insight.probe import kind_name
 from unionfs.union.hardlinks import scan_links
+from unionfs.union.undo import Action, Kind, Plan, Targets, Template, Undo
 
-__all__ = ["Action", "Kind", "Plan", "Targets", "Template", "Undo", "plan_restore"]
-
-#: Names on the way to what is taken back; None: this name and everything below it.
-Targets = dict[bytes, "Targets | None"]
+__all__ = ["plan_restore"]
 
 
-class Undo(enum.Enum):
-    """What a person asks for."""
-
-    UNDELETE = "undelete"
-    REVERT = "revert"
-    RESET = "reset"
-
-    @property
-    def kinds(self) -> Kind:
-        """The kinds of change that are taken back."""
-        return {"undelete": Kind.D, "revert": Kind.C}.get(self.value, Kind.A | Kind.C | Kind.D)
-
-
-class Kind(enum.Flag):
-    """Kinds of change, with the letters of `unionfs.store.changes`."""
-
-    A = 1
-    C = 2
-    D = 4
-
-
-@attrs.frozen
-class Action:
-    """One path that becomes as the layers have it.
-
-    `verb` is undelete (it shows again), revert (the rw branch's own goes, that of the layers
-    shows) or remove (it goes, and nothing below takes its place). `fmt` is the type of what
-    comes or goes, `size` the bytes of a file that go. `path` is absolute inside the image.
-    """
-
-    verb: str
-    path: bytes
-    fmt: int
-    size: int = 0
-
-
-@attrs.frozen
-class Template:
-    """A directory to be made as the layers have it at `path`, all names hidden but `kept`."""
-
-    path: bytes
-    kept: dict[bytes, Template | None]
-    hidden: tuple[bytes, ...]
-
-
-@attrs.define
-class Plan:
-    """What is to be done; places are (directory path, name), paths relative to the root.
-
-    `shown` are the names whose meaning changes, by directory. `lost` counts the names that a
-    file of the rw branch loses, by (device, inode); `linked` are paths of those that have
-    several, with their key and number of names.
-    """
-
-    targets: Targets | None = None
-    actions: list[Action] = attrs.field(factory=list)
-    notes: list[str] = attrs.field(factory=list)
-    removed: list[tuple[bytes, bytes]] = attrs.field(factory=list)
-    unhidden: list[tuple[bytes, bytes]] = attrs.field(factory=list)
-    hidden: list[tuple[bytes, bytes]] = attrs.field(factory=list)
-    built: list[tuple[bytes, bytes, Template]] = attrs.field(factory=list)
-    opened: list[bytes] = attrs.field(factory=list)
-    closed: list[bytes] = attrs.field(factory=list)
-    dressed: list[bytes] = attrs.field(factory=list)
-    shown: dict[bytes, set[bytes]] = attrs.field(factory=dict)
-    lost: Counter[tuple[int, int]] = attrs.field(factory=Counter)
-    linked: list[tuple[bytes, tuple[int, int], int]] = attrs.field(factory=list)
-
-    @property
-    def empty(self) -> bool:
-        """Whether there is nothing to do, not even behind the scenes."""
-        return not (self.removed or self.unhidden or self.built or self.opened or self.dressed)
-
-    def document(self) -> dict[str, Any]:
-        """Return the JSON form; `hidden` tells that there is something to do behind the scenes."""
-        return {
-            "hidden": not self.empty,
-            "actions": [
-                {
-                    "action": action.verb,
-                    "path": action.path,
-                    "type": kind_name(action.fmt) if action.fmt else None,
-                    "size": action.size,
-                }
-                for action in self.actions
-            ],
-            "notes": self.notes,
-        }
-
-
-def plan_restore(
-    rw: Branch, lowers: Sequence[Branch], undo: Undo, path: bytes, *, partial: bool = False
-) -> Plan:
+def plan_restore(rw: Branch, lowers: Sequence[Branch], undo: Undo, path: bytes) -> Plan:
     """Plan `undo` at a path, absolute or relative to the root of the image.
 
     `lowers` are the layers, top first; without them only what the rw branch alone can tell is
-    done. Raises NotFoundError when there is nothing to undelete or revert (`partial` allows
-    it), ConflictError when something of the rw branch is in the way, UsageError and OSError.
+    done. Raises NotFoundError when there is nothing to undelete or revert, ConflictError when
+    something of the rw branch is in the way, UsageError and OSError.
     """
     parts = [part for part in path.split(b"/") if part not in (b"", b".")]
     if b".." in parts:
@@ -155,7 +54,7 @@ def plan_restore(
             found.notes += _left_alone(rw, found)
     except RecursionError:
         raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), path) from None
-    if found.empty and not partial and undo is not Undo.RESET:
+    if found.empty and undo is not Undo.RESET:
         raise NotFoundError(_why_nothing(rw, lowers, undo, parts))
     return found
 
