@@ -76,6 +76,12 @@ def proc_path(dirfd: int, name: bytes) -> bytes:
     return b"/proc/self/fd/%d/%b" % (dirfd, name)
 
 
+def _located(exc: OSError, dirfd: int, name: bytes) -> OSError:
+    """Return the error with the whole path: a name in some directory says little to people."""
+    at = os.readlink(b"/proc/self/fd/%d" % dirfd)
+    return OSError(exc.errno, exc.strerror, at if name == b"." else at + b"/" + name)
+
+
 def _entry_type(entry: os.DirEntry[str]) -> int:
     if entry.is_dir(follow_symlinks=False):
         return stat.S_IFDIR
@@ -145,7 +151,10 @@ class Branch:
 
     def open_dir(self, dirfd: int, name: bytes) -> int:
         """Open the subdirectory `name`; ENOTDIR or ELOOP for anything but a real directory."""
-        return os.open(name, _DIR_FLAGS, dir_fd=dirfd)
+        try:
+            return os.open(name, _DIR_FLAGS, dir_fd=dirfd)
+        except PermissionError as exc:
+            raise _located(exc, dirfd, name) from None
 
     def open_path(self, path: bytes) -> int:
         """Open the directory at the relative `path` component by component."""
@@ -178,12 +187,23 @@ class Branch:
         """Open a directory for reading, without touching its access time if allowed."""
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
         try:
-            return os.open(b".", flags | self._noatime, dir_fd=dirfd)
-        except PermissionError:
-            if not self._noatime:
-                raise
-            self._noatime = 0  # only the owner and root may
-            return os.open(b".", flags, dir_fd=dirfd)
+            try:
+                return os.open(b".", flags | self._noatime, dir_fd=dirfd)
+            except PermissionError:
+                if not self._noatime:
+                    raise
+                self._noatime = 0  # only the owner and root may
+                return os.open(b".", flags, dir_fd=dirfd)
+        except PermissionError as exc:
+            raise _located(exc, dirfd, b".") from None
+
+    def raw_names(self, dirfd: int) -> list[bytes]:
+        """Return the names in a directory as they are on disk, whatever they mean."""
+        fd = self._open_listing(dirfd)
+        try:
+            return [os.fsencode(name) for name in os.listdir(fd)]
+        finally:
+            os.close(fd)
 
     def _scan_aufs(
         self, listing: contextlib.AbstractContextManager[object], scan: DirScan, fd: int
@@ -242,7 +262,11 @@ class Branch:
 
     def status(self, dirfd: int, name: bytes) -> Status:
         """Return the presented attributes of an entry, links not followed."""
-        return self._present(os.stat(name, dir_fd=dirfd, follow_symlinks=False), dirfd, name)
+        try:
+            st = os.stat(name, dir_fd=dirfd, follow_symlinks=False)
+        except PermissionError as exc:
+            raise _located(exc, dirfd, name) from None
+        return self._present(st, dirfd, name)
 
     def override(self, dirfd: int, name: bytes) -> Override | None:
         """Return the override recorded on an entry, if there is a valid one."""
@@ -311,7 +335,11 @@ class Branch:
 
     def open_file(self, dirfd: int, name: bytes, flags: int) -> int:
         """Open the backing regular file of an entry without following links or blocking."""
-        fd = os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=dirfd)
+        flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        try:
+            fd = os.open(name, flags, dir_fd=dirfd)
+        except PermissionError as exc:
+            raise _located(exc, dirfd, name) from None
         if stat.S_ISREG(os.fstat(fd).st_mode):
             return fd
         os.close(fd)

@@ -157,6 +157,9 @@ def problems(graph: Graph) -> list[Problem]:
         if image.parent is not None and image.parent not in images:
             state = "damaged" if image.parent in damaged else "missing"
             found.append(Problem(image_id, f"image {image_id}: parent {image.parent} is {state}"))
+        if not os.access(image.layer_path, os.R_OK | os.X_OK, effective_ids=True):
+            where = show(image.layer_path)
+            found.append(Problem(image_id, f"{where} cannot be read by you, so not be mounted"))
     found += [
         Problem(image_id, f"image {image_id}: its parents lead back to itself")
         for image_id in _on_cycles(images)

@@ -43,7 +43,7 @@ def detect_dialect(path: bytes) -> Dialect:
             at = pending.pop()
             root = tree.open_path(at)
             try:
-                found = _look(root, path, at, pending)
+                found = _look(tree, root, at, pending)
             finally:
                 os.close(root)
             if found is Dialect.AUFS:
@@ -52,11 +52,10 @@ def detect_dialect(path: bytes) -> Dialect:
     return overlay or Dialect.AUFS
 
 
-def _look(dirfd: int, path: bytes, at: bytes, pending: list[bytes]) -> Dialect | None:
+def _look(tree: Branch, dirfd: int, at: bytes, pending: list[bytes]) -> Dialect | None:
     """Examine one directory; the paths of its subdirectories are appended to `pending`."""
-    found = _overlay_attributes(_xattr_names(dirfd, b"."), path)
-    for raw in os.listdir(b"/proc/self/fd/%d" % dirfd):
-        name = os.fsencode(raw)
+    found = _overlay_attributes(_xattr_names(dirfd, b"."), tree.path)
+    for name in tree.raw_names(dirfd):
         if whiteout.is_reserved(name):
             return Dialect.AUFS
         st = os.stat(name, dir_fd=dirfd, follow_symlinks=False)
@@ -65,7 +64,7 @@ def _look(dirfd: int, path: bytes, at: bytes, pending: list[bytes]) -> Dialect |
         elif stat.S_ISCHR(st.st_mode) and st.st_rdev == 0:
             found = found or Dialect.OVERLAY
         else:
-            found = _overlay_attributes(_xattr_names(dirfd, name), path) or found
+            found = _overlay_attributes(_xattr_names(dirfd, name), tree.path) or found
     return found
 
 
