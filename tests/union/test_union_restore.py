@@ -517,7 +517,7 @@ def _perform(fs: EngineFs, operation: tuple[str, str, str]) -> None:
         fs.link(path, other)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(operations=_operations, target=_paths, more=_operations)
 def test_any_operations_then_undoing(
     tmp_path_factory: pytest.TempPathFactory,

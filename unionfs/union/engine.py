@@ -33,8 +33,6 @@ from unionfs.union.opening import check_paths, lock, make_root, open_branch, ope
 from unionfs.union.options import Attr, Caller, DirItem, EngineOptions, SetAttr, Stats
 from unionfs.union.rename import Rename
 from unionfs.union.restore import Restore, Restored
-from unionfs.union.restoring import Undo
-from unionfs.union.undo import Undo
 from unionfs.union.tree import Tree, error
 from unionfs.union.workarea import WorkArea
 
