@@ -34,6 +34,7 @@ from unionfs.union.options import Attr, Caller, DirItem, EngineOptions, SetAttr,
 from unionfs.union.rename import Rename
 from unionfs.union.restore import Restore, Restored
 from unionfs.union.tree import Tree, error
+from unionfs.union.undo import Undo
 from unionfs.union.workarea import WorkArea
 
 __all__ = ["Engine"]
