@@ -7,13 +7,9 @@ from pathlib import Path
 
 import pytest
 from support.commands import Done, Run
-from support.insight import MakeImage, MakeLayers, parse
-from support.layers import image_of
-from support.literal import lay_out_all
+from support.insight import MakeImage, MakeLayers, image_maker, layer_maker
 
 from unionfs.cli import boundary
-from unionfs.insight.where import Where, of_directories
-from unionfs.store.store import Store
 
 
 @pytest.fixture
@@ -32,11 +28,7 @@ def run(capfd: pytest.CaptureFixture[str]) -> Run:
 @pytest.fixture
 def layers(tmp_path: Path) -> MakeLayers:
     """Lay layers out as they are spelled; `layer1` is the base."""
-
-    def make(text: str) -> Where:
-        return of_directories(lay_out_all(parse(text).layers, tmp_path))
-
-    return make
+    return layer_maker(tmp_path)
 
 
 @pytest.fixture
@@ -50,10 +42,4 @@ def store_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def image(store_root: Path) -> MakeImage:
     """Import layers as an image."""
-
-    def make(text: str, tag: str = "demo/app:v1") -> str:
-        with Store.open(os.fsencode(store_root)) as store:
-            source = image_of(parse(text).tars(), created="2020-01-02T03:04:05Z")
-            return store.import_image(source, transport="test", references=[tag]).id
-
-    return make
+    return image_maker(store_root)

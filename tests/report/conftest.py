@@ -9,15 +9,12 @@ from pathlib import Path
 import pytest
 from support.chromium import Browser, MakePage, browser
 from support.commands import Done, Run
-from support.insight import MakeImage, MakeLayers, parse
-from support.layers import image_of
-from support.literal import lay_out_all
+from support.insight import MakeImage, MakeLayers, image_maker, layer_maker
 
 from unionfs.cli import boundary
-from unionfs.insight.where import Where, of_directories
+from unionfs.insight.where import Where
 from unionfs.report.page import render
 from unionfs.report.picture import collect
-from unionfs.store.store import Store
 
 
 @pytest.fixture
@@ -36,11 +33,7 @@ def run(capfdbinary: pytest.CaptureFixture[bytes]) -> Run:
 @pytest.fixture
 def layers(tmp_path: Path) -> MakeLayers:
     """Lay layers out as they are spelled; `layer1` is the base."""
-
-    def make(text: str) -> Where:
-        return of_directories(lay_out_all(parse(text).layers, tmp_path))
-
-    return make
+    return layer_maker(tmp_path)
 
 
 @pytest.fixture
@@ -48,13 +41,7 @@ def image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeImage:
     """Import layers as an image into a store of this test."""
     root = tmp_path / "store"
     monkeypatch.setenv("UNIONFS_ROOT", str(root))
-
-    def make(text: str, tag: str = "demo/app:v1") -> str:
-        with Store.open(os.fsencode(root)) as store:
-            source = image_of(parse(text).tars(), created="2020-01-02T03:04:05Z")
-            return store.import_image(source, transport="test", references=[tag]).id
-
-    return make
+    return image_maker(root)
 
 
 @pytest.fixture

@@ -2,11 +2,14 @@
 
 const THEMES = ["auto", "light", "dark"];
 
+/** Colours as the system wants them, until somebody chooses. */
 function themes() {
   const button = byId("theme");
+  const dark = matchMedia("(prefers-color-scheme: dark)");
   let at = 0;
   const set = () => {
-    document.documentElement.dataset.theme = THEMES[at];
+    const isDark = at ? THEMES[at] === "dark" : dark.matches;
+    document.documentElement.dataset.theme = isDark ? "dark" : "light";
     button.textContent = { auto: "◐ Auto", light: "☀ Light", dark: "☾ Dark" }[THEMES[at]];
     button.setAttribute("aria-label", `Colours: ${THEMES[at]}`);
   };
@@ -14,6 +17,7 @@ function themes() {
     at = (at + 1) % THEMES.length;
     set();
   });
+  dark.addEventListener("change", set);
   set();
 }
 
