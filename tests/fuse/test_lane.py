@@ -252,3 +252,24 @@ def test_nothing_is_asked_for_files_read_before(user: Place) -> None:
     # Writes of the daemon count its answers: without a lane each round takes over 60.
     assert min(costs) <= 3, costs
     user.umount()
+
+
+def test_many_deleted_open_files_cost_few_descriptors(user: Place) -> None:
+    user.sh("cd base/d; for i in $(seq 600); do echo $i > n$i; done")
+    pid = user.mount(rw="rw", options=["lane"])["pid"]
+    used = user.py("""
+import os, sys
+lower = [os.open(f"mnt/d/n{i + 1}", os.O_RDWR) for i in range(600)]
+upper = [os.open(f"mnt/d/u{i + 1}", os.O_RDWR | os.O_CREAT) for i in range(300)]
+for i, fd in enumerate(upper): os.write(fd, b"%d" % i)
+for name in os.listdir("mnt/d"): os.unlink(f"mnt/d/{name}")
+for i, fd in enumerate(lower): assert os.pread(fd, 9, 0) == b"%d\\n" % (i + 1)
+for fd in lower[::9]: os.pwrite(fd, b"X", 0)
+for i, fd in enumerate(upper):
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    assert os.pread(fd, 9, 0) == b"%d" % i
+assert all(os.pread(fd, 1, 0) == b"X" for fd in lower[::9])
+print(len(os.listdir(f"/proc/{sys.argv[1]}/fd")))
+""", str(pid))  # fmt: skip
+    assert int(used) < 400
+    user.umount()

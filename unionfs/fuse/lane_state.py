@@ -12,23 +12,31 @@ All methods need the engine's lock (see `unionfs.fuse.lane`).
 from __future__ import annotations
 
 import bisect
+import resource
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import Final
 
 from unionfs.union import Engine
 
-__all__ = ["OPEN_FILES", "Files", "Listings"]
+__all__ = ["Files", "Listings"]
 
-#: Files kept open at a time; each costs one descriptor.
-OPEN_FILES: Final = 256
+_SMALLEST: Final = 16
+_LARGEST: Final = 256
 
 
 class Files:
-    """One engine handle per file, the least recently used ones closed first."""
+    """One engine handle per file, the least recently used ones closed first.
 
-    def __init__(self, engine: Engine, capacity: int = OPEN_FILES) -> None:
+    `capacity` is the number of descriptors; by default a part of what the process may have.
+    """
+
+    def __init__(self, engine: Engine, capacity: int | None = None) -> None:
         self._engine = engine
+        if capacity is None:
+            soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+            capacity = _LARGEST if soft == resource.RLIM_INFINITY else soft // 4
+            capacity = max(_SMALLEST, min(capacity, _LARGEST))
         self._capacity = capacity
         self._handles: OrderedDict[int, int] = OrderedDict()
 

@@ -351,6 +351,6 @@ class CopyUp:
             self._tree.attach(node, parent, name)
             return
         if node.anchor >= 0 and node.anchor != self._work.fd:
-            os.close(node.anchor)
+            self._tree.anchors.release(node.anchor)
         node.anchor = self._work.fd
         node.name = plan.temp

@@ -1,7 +1,8 @@
-"""A bounded cache of O_PATH directory fds.
+"""O_PATH directory fds: a bounded cache, and those that files without a name are held by.
 
-Invariant: never more than `capacity` fds are open here; the least recently used goes
-first, so fds just handed out stay valid while one operation uses a few of them.
+Invariant: the cache never has more than `capacity` fds; the least recently used goes first,
+so fds just handed out stay valid while one operation uses a few of them. However many
+deleted files are in use, they cost one fd for each directory they were in.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Final
 
 from unionfs.union.node import DirNode
 
-__all__ = ["DirFds"]
+__all__ = ["Anchors", "DirFds"]
 
 _SMALLEST: Final = 16
 _LARGEST: Final = 4096
@@ -55,3 +56,31 @@ class DirFds:
 
     def __len__(self) -> int:
         return len(self._fds)
+
+
+class Anchors:
+    """Duplicates of directory fds, each shared by all who ask for the same directory."""
+
+    def __init__(self) -> None:
+        self._by_directory: dict[tuple[int, int], int] = {}
+        self._users: dict[int, tuple[tuple[int, int], int]] = {}
+
+    def hold(self, fd: int) -> int:
+        """Return an fd of the same directory that stays open until `release`."""
+        st = os.fstat(fd)
+        directory = st.st_dev, st.st_ino
+        own = self._by_directory.get(directory)
+        if own is None:
+            own = self._by_directory[directory] = os.dup(fd)
+        _, users = self._users.get(own, (directory, 0))
+        self._users[own] = directory, users + 1
+        return own
+
+    def release(self, own: int) -> None:
+        """Take back one `hold`."""
+        directory, users = self._users.pop(own)
+        if users > 1:
+            self._users[own] = directory, users - 1
+        else:
+            del self._by_directory[directory]
+            os.close(own)

@@ -152,7 +152,8 @@ class Handles:
         node = self.file(number)
         del self._files[number]
         node.opens -= 1
-        if not node.opens and node.fd >= 0 and not node.gone:
+        # A deleted file without an anchor could not be opened again.
+        if not node.opens and node.fd >= 0 and (not node.gone or node.anchor >= 0):
             os.close(node.fd)
             node.fd, node.fd_writable = -1, False
         self._tree.release(node)

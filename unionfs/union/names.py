@@ -327,7 +327,7 @@ class Names:
         node.nlink = max(0, node.nlink - 1)
         lower_fd = -1
         if node.branch != UPPER and not node.more and self._must_keep(node):
-            lower_fd = os.dup(tree.fd(parent, node.branch))
+            lower_fd = tree.anchors.hold(tree.fd(parent, node.branch))
         tree.detach(node, parent, name)
         if kept:
             node.anchor, node.name = self._work.fd, kept

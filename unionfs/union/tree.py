@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from unionfs.branch import Branch, Child, DirScan, Status, Writer, merge, whiteout, xattrs
 from unionfs.branch.branch import proc_path
-from unionfs.union.dirfds import DirFds
+from unionfs.union.dirfds import Anchors, DirFds
 from unionfs.union.inodes import ROOT_INO, Inodes
 from unionfs.union.node import UPPER, DirNode, Node
 from unionfs.union.options import Attr, EngineOptions, Stats
@@ -61,6 +61,7 @@ class Tree:
         #: How many entries each branch has given, by position.
         self.loads = [0] * (len(lowers) + 1)
         self.fds = DirFds(options.dir_fds)
+        self.anchors = Anchors()
         order = [branch.device for branch in reversed(self.branches)]
         self.inodes = Inodes(order)
         self.work_fd = -1
@@ -120,7 +121,7 @@ class Tree:
             node.fd = -1
         if node.anchor >= 0:
             if node.anchor != self.work_fd:
-                os.close(node.anchor)
+                self.anchors.release(node.anchor)
             else:
                 os.unlink(node.name, dir_fd=self.work_fd)
             node.anchor = -1
@@ -333,7 +334,7 @@ class Tree:
                 if node.anchor == self.work_fd:
                     os.unlink(anchor_name, dir_fd=self.work_fd)
                 else:
-                    os.close(node.anchor)
+                    self.anchors.release(node.anchor)
                 node.anchor = -1
             node.gone = False
             node.nlink = node.nlink or 1
