@@ -18,6 +18,7 @@ from typing import Any, Final
 import attrs
 
 from unionfs.fuse.lane_request import Outcome, Request
+from unionfs.fuse.protocol import Op
 from unionfs.union import Engine
 from unionfs.union.introspect import Facts
 
@@ -26,14 +27,10 @@ __all__ = ["Event", "Tracing", "Watcher"]
 #: Events that wait for one watcher at most.
 QUEUE: Final = 4096
 #: Where the name is in the body of a request of the lane.
-_NAME_AT: Final = {
-    "lookup": 0,
-    "unlink": 0,
-    "rmdir": 0,
-    "symlink": 0,
-    "mkdir": 8,
-    "mknod": 16,
-    "create": 16,
+_NAME_AT: Final[dict[int, int]] = {
+    **dict.fromkeys((Op.LOOKUP, Op.UNLINK, Op.RMDIR, Op.SYMLINK), 0),
+    **dict.fromkeys((Op.MKDIR, Op.RENAME, Op.LINK), 8),
+    **dict.fromkeys((Op.MKNOD, Op.CREATE, Op.RENAME2), 16),
 }
 #: Which argument is an inode, and which the name in it, for handlers of pyfuse3.
 _INODE_FIRST: Final = frozenset(
@@ -113,7 +110,7 @@ class Tracing:
 
     def lane_event(self, op: str, request: Request) -> Event | None:
         """Return what is known before a request is answered; None when nobody wants it."""
-        start = _NAME_AT.get(op)
+        start = _NAME_AT.get(request.opcode)
         name = None
         if start is not None:
             name = bytes(request.body[start:]).split(b"\0", 1)[0]
