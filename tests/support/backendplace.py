@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from support.commands import Done, child_env
+from unionfs.fuse import registry
 
 __all__ = ["Place", "backend_place", "until"]
 
@@ -107,5 +108,9 @@ def backend_place() -> Iterator[Place]:
         yield place
     finally:
         place("umount", "--all", "--lazy")
+        for entry in reversed(registry.mount_table()):
+            if entry.target.startswith(os.fsencode(f"{path}/")):  # of a test that failed
+                subprocess.run(["umount", "--lazy", entry.target], check=False)
         assert place.kernel_types() == []
+        until(lambda: place.mounts() == [] or place.state() == ["stale"])  # keepers finish
         shutil.rmtree(path)
