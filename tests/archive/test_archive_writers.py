@@ -310,6 +310,44 @@ def test_what_a_killed_writer_left_is_no_obstacle(image: Image, tmp_path: Path) 
     assert sorted(os.listdir(out)) == ["blobs", "index.json", "oci-layout"]
 
 
+@pytest.mark.parametrize("tmpfile", [os.O_TMPFILE, os.O_DIRECTORY], ids=["unnamed", "named"])
+@pytest.mark.parametrize("force", [False, True])
+def test_a_killed_writer_of_a_file(
+    image: Image,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmpfile: int,
+    *,
+    force: bool,
+) -> None:
+    """Where files need no name nothing stays; O_DIRECTORY fails as an old filesystem does."""
+    monkeypatch.setattr(os, "O_TMPFILE", tmpfile)
+    out = tmp_path / "out.tar"
+    if force:
+        out.write_text("old")
+
+    def write(layers: list[LayerOut]) -> None:
+        write_docker_archive(os.fsencode(out), REF, image.config, layers, replace=force)
+
+    def killed() -> Iterator[bytes]:
+        yield b"x"
+        os._exit(9)
+
+    child = os.fork()
+    if not child:
+        write([attrs.evolve(image.layers[0], open=killed), *image.layers[1:]])
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert (out.read_text() == "old") if force else not out.exists()
+    left = [path.name for path in tmp_path.iterdir() if path != out]
+    assert len(left) == (tmpfile == os.O_DIRECTORY)
+    write(list(image.layers))
+    assert contents(f"docker-archive:{out}")[0] == image.config
+    umask = os.umask(0)
+    os.umask(umask)
+    assert out.stat().st_mode & 0o777 == 0o666 & ~umask
+    assert [path.name for path in tmp_path.iterdir() if path != out] == left
+
+
 def _writers(base: Path) -> dict[str, Any]:
     return {
         "oci": partial(write_oci, os.fsencode(base / "out"), "x"),

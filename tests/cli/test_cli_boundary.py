@@ -189,11 +189,16 @@ def test_interrupt_of_a_real_process(tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
         env=child_env(TMPDIR=str(tmp_path)),
     ) as child:
-        while not _spools(child.pid):
-            assert child.poll() is None
-            time.sleep(0.05)
-        child.send_signal(signal.SIGINT)
-        out, err = child.communicate(timeout=30)
+        try:
+            while not _spools(child.pid):
+                assert child.poll() is None
+                time.sleep(0.05)
+            child.send_signal(signal.SIGINT)
+            # Not closed before: an end of input would end the command as well.
+            assert child.wait(timeout=120) == 130
+        finally:
+            child.kill()
+        out, err = child.communicate()
     assert (child.returncode, out, err.strip()) == (130, b"", b"")
     assert list(tmp_path.iterdir()) == []
 

@@ -66,6 +66,18 @@ def test_images_tree(run: Run, old_store: Path) -> None:
     assert nodes[1]["children"][0]["children"][0]["names"] == ["demo/app:latest"]
 
 
+def test_images_tree_shows_entries_that_are_their_own_ancestors(run: Run, old_store: Path) -> None:
+    path = old_store / "graph" / "aaaa0001" / "json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "parent": "cccc0003"}))
+    shown = run("--root", old_store, "images", "--tree")
+    assert sorted(line.split()[0] for line in shown.out.splitlines()) == [
+        *("aaaa0001", "aaaa0004", "bbbb0002", "cccc0003"),
+    ]
+    nodes = run("--root", old_store, "images", "--tree", "--json").json()
+    assert all(node["children"] == [] for node in nodes)
+    assert len(nodes) == 4
+
+
 def test_images_of_an_absent_store(run: Run, tmp_path: Path) -> None:
     done = run("--root", tmp_path / "none", "images")
     assert (done.status, done.out) == (0, "")

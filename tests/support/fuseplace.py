@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Final
 
 import pytest
@@ -29,9 +30,6 @@ WAYS: Final = ("root", "user", "userns")
 _BASE: Final = "/var/tmp"  # user xattrs; /tmp may be an old tmpfs
 _DROP: Final = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups")
 _SECONDS: Final = 60
-#: Mount options that choose between the adapters: `make test` runs the FUSE tests with both.
-LANE: Final = tuple(os.environ.get("UNIONFS_TEST_LANE", "").split())
-
 #: The lower layer of the table of operations: a file, a directory, a link, a hard-linked pair.
 LAYER: Final = """
 mkdir -p base/d; printf lower > base/f; printf aaa > base/d/a; printf bbb > base/d/b
@@ -82,6 +80,20 @@ class MountFailedError(Exception):
         self.kind = kind
 
 
+class Child(subprocess.Popen[str]):
+    """A program that a test has started; an exception in its `with` block ends it."""
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is not None:
+            self.kill()
+        super().__exit__(kind, error, trace)
+
+
 class Place:
     """A directory and the credentials of one way; `path` is the working directory."""
 
@@ -89,6 +101,8 @@ class Place:
         self.way = way
         self.path = path
         self.prefix = tuple(prefix)
+        #: Options that every mount gets.
+        self.options: tuple[str, ...] = ()
         self.env = {
             "PATH": os.environ["PATH"],
             "LC_ALL": "C.UTF-8",
@@ -99,6 +113,7 @@ class Place:
             **runtime().env,
         }
         self.python = runtime().argv
+        self._children: list[Child] = []
 
     # -- running things ----------------------------------------------------------
 
@@ -137,11 +152,12 @@ class Place:
         """Run Python code; return what it prints."""
         return self.run(*self.python, "-c", code, *argv).stdout
 
-    def start(self, *argv: str | os.PathLike[str], **options: Any) -> subprocess.Popen[str]:
-        """Start a program; the caller ends it."""
-        return subprocess.Popen(
-            [*self.prefix, *argv], env=self.env, cwd=self.path, text=True, **options
-        )
+    def start(self, *argv: str | os.PathLike[str], **options: Any) -> Child:
+        """Start a program; the caller waits for its end, a failure of the test ends it."""
+        options = {"env": self.env, "cwd": self.path, "text": True, **options}
+        child = Child([*self.prefix, *argv], **options)
+        self._children.append(child)
+        return child
 
     # -- mounting ----------------------------------------------------------------
 
@@ -175,7 +191,7 @@ class Place:
         """Mount layers (default: `base`) in the background; the daemon's pid and rw branch."""
         if target not in os.listdir(self.path):  # others may not stat a user's mount
             self.sh(f"mkdir {target}")
-        words["options"] = [*LANE, *words.get("options", ())]
+        words["options"] = [*self.options, *words.get("options", ())]
         question = self.ask("mount", target=target, layers=layers or ("base",), **words)
         answer: dict[str, Any] = self.control(question)
         return answer
@@ -191,7 +207,7 @@ class Place:
 
     def foreground(self, **words: Any) -> list[str]:
         """Return the command that mounts in the foreground."""
-        words["options"] = [*LANE, *words.get("options", ())]
+        words["options"] = [*self.options, *words.get("options", ())]
         question = self.ask("foreground", target="mnt", **{"layers": ("base",), **words})
         return [*self.python, "-c", _CONTROL, json.dumps(question)]
 
@@ -216,7 +232,11 @@ class Place:
         return []
 
     def close(self) -> None:
-        """Unmount everything below."""
+        """End every program and unmount everything below."""
+        for child in self._children:
+            if child.poll() is None:
+                child.kill()
+                child.wait(_SECONDS)
         for target in reversed(self.mount_table()):
             for command in (["umount", "-l", target], ["fusermount3", "-u", "-z", target]):
                 if self.run(*command, check=False).returncode == 0:

@@ -28,6 +28,7 @@ __all__ = [
     "check_independent",
     "check_unused",
     "is_id",
+    "on_cycles",
     "problems",
     "unreferenced",
 ]
@@ -162,7 +163,7 @@ def problems(graph: Graph) -> list[Problem]:
             found.append(Problem(image_id, f"{where} cannot be read by you, so not be mounted"))
     found += [
         Problem(image_id, f"image {image_id}: its parents lead back to itself")
-        for image_id in _on_cycles(images)
+        for image_id in on_cycles(images)
     ]
     for name in sorted(os.listdir(graph.fd)):
         if not is_id(name) and name not in _KNOWN:
@@ -188,7 +189,7 @@ def problems(graph: Graph) -> list[Problem]:
     return found
 
 
-def _on_cycles(images: dict[ImageId, Image]) -> list[ImageId]:
+def on_cycles(images: dict[ImageId, Image]) -> list[ImageId]:
     """Return the ids that are members of a cycle of parents."""
     state: dict[ImageId, int] = {}  # number of the walk that met the id
     members: list[ImageId] = []

@@ -13,6 +13,7 @@ from typing import Any
 import attrs
 
 from unionfs.store import config as configs
+from unionfs.store.collect import on_cycles
 from unionfs.store.graph import Graph, Image
 from unionfs.store.ids import ImageId
 
@@ -141,14 +142,15 @@ def list_images(graph: Graph, *, all_entries: bool = False) -> list[ImageSummary
 def image_tree(graph: Graph) -> list[ImageNode]:
     """Return the roots of the graph's tree; siblings newest first.
 
-    An entry whose parent is missing counts as a root.
+    An entry whose parent is missing counts as a root, as does one whose parents lead back to it.
     """
     images = graph.map()
+    cyclic = frozenset(on_cycles(images))
     nodes = {image_id: ImageNode(item) for image_id, item in _summaries(graph).items()}
     roots = []
     for item in _newest_first(node.summary for node in nodes.values()):
         parent = images[item.id].parent
-        if parent is not None and parent in nodes:
+        if parent is not None and parent in nodes and item.id not in cyclic:
             nodes[parent].children.append(nodes[item.id])
         else:
             roots.append(nodes[item.id])
