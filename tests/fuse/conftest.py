@@ -8,10 +8,15 @@ import pytest
 from support.fuseplace import LAYER, WAYS, Place, place_for
 
 
-@pytest.fixture(params=WAYS)
+@pytest.fixture(params=[*WAYS, "user nolane"])
 def place(request: pytest.FixtureRequest) -> Iterator[Place]:
-    """Return a place in each of the three ways, with the standard layer in `base`."""
-    with place_for(request.param) as found:
+    """Return a place in each of the three ways, and once without the direct lane.
+
+    The standard layer is in `base`.
+    """
+    way, *options = request.param.split()
+    with place_for(way) as found:
+        found.options = tuple(options)
         found.sh(LAYER)
         yield found
 

@@ -1,7 +1,7 @@
 """The direct lane on real mounts: what follows from requests that carry no handles.
 
-The rest of this directory runs with the lane and without it (see `support.fuseplace`);
-here is what only the lane can get wrong.
+The rest of this directory runs with the lane and without it (see `conftest`); here is what
+only the lane can get wrong.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ import json
 import os
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.fuseplace import Place, tree_of
+from support.fuseplace import LAYER, WAYS, Place, place_for, tree_of
 
 pytestmark = pytest.mark.fuse
 
@@ -35,6 +36,14 @@ copyup.CopyPlan.copy = slow
 """
 
 
+@pytest.fixture(params=WAYS)
+def place(request: pytest.FixtureRequest) -> Iterator[Place]:
+    """Return a place in each of the three ways, always with the lane."""
+    with place_for(request.param) as found:
+        found.sh(LAYER)
+        yield found
+
+
 def _patch(place: Place, code: str) -> None:
     """Have every Python of the place, the daemon too, run `code` when it starts."""
     place.sh("mkdir patch")
@@ -49,18 +58,22 @@ def _record(place: Place) -> dict[str, object]:
 
 
 @pytest.mark.parametrize(
-    ("options", "lane"),
-    [(["lane"], "on"), (["nolane"], "off"), (["lane", "coherent"], "off")],
+    ("options", "reason"),
+    [([], None), (["nolane"], "nolane"), (["coherent"], "coherent")],
 )
-def test_the_record_says_whether_there_is_one(place: Place, options: list[str], lane: str) -> None:
+def test_the_record_says_whether_there_is_one(
+    place: Place, options: list[str], reason: str | None
+) -> None:
     place.mount(rw="rw", options=options)
     assert place.sh("cat mnt/f; echo x > mnt/n; cat mnt/n") == "lowerx\n"
-    assert _record(place)["lane"] is (lane == "on")
+    record = _record(place)
+    assert record["lane"] is (reason is None)
+    assert (reason or "None") in str(record["no_lane"])
     place.umount()
 
 
 def test_unlinked_files_live_while_somebody_has_them_open(place: Place) -> None:
-    place.mount(rw="rw", options=["lane"])
+    place.mount(rw="rw")
     place.py("""
 import os
 for name in ("f", "n"):
@@ -93,7 +106,7 @@ assert open("mnt/d/b").read() == "other"
 
 def test_truncation_at_open_copies_nothing_and_is_seen_by_others(place: Place) -> None:
     place.sh("truncate -s 1G base/huge; echo content >> base/huge")
-    place.mount(rw="rw", options=["lane"])
+    place.mount(rw="rw")
     place.py("""
 import os
 reading = os.open("mnt/huge", os.O_RDONLY)
@@ -109,7 +122,7 @@ assert os.pread(reading, 10, 0) == b"new"
 
 def test_a_mapping_writes_after_its_file_was_closed(place: Place) -> None:
     place.sh("head -c 20000 /dev/urandom > base/mapped")
-    place.mount(rw="rw", options=["lane"])
+    place.mount(rw="rw")
     place.py("""
 import mmap, os
 fd = os.open("mnt/mapped", os.O_RDWR)
@@ -132,7 +145,7 @@ os.unlink("mnt/f")
 def test_a_listing_goes_on_while_others_change_the_directory(user: Place) -> None:
     """Names that stay are listed exactly once, whoever lists, deletes and makes beside."""
     user.sh("mkdir base/many; cd base/many; for i in $(seq 3000); do echo > keep-$i; done")
-    user.mount(rw="rw", options=["lane"])
+    user.mount(rw="rw")
     user.py("""
 import os
 first = os.scandir("mnt/many")
@@ -155,7 +168,7 @@ assert {f"keep-{n}" for n in range(6, 3001)} <= set(seen)
 def test_a_long_copy_up_holds_up_nobody_else(user: Place) -> None:
     user.sh("truncate -s 4M base/big; echo end >> base/big")
     _patch(user, _SLOW.format(base=str(user.path)))
-    user.mount(rw="rw", options=["lane"])
+    user.mount(rw="rw")
     writers = [
         user.start("sh", "-c", f"printf {word} | dd of=mnt/big seek={seek} bs=1 conv=notrunc",
                    stderr=subprocess.DEVNULL)
@@ -189,7 +202,7 @@ def full(self):
     raise OSError(errno.ENOSPC, "full")
 copyup.CopyPlan.copy = full
 """)  # fmt: skip
-    user.mount(rw="rw", options=["lane"])
+    user.mount(rw="rw")
     assert "No space left" in user.fails("printf x | dd of=mnt/big conv=notrunc status=none")
     assert user.sh("cat mnt/f; stat -c %s mnt/big") == f"lower{4 << 20}\n"
     user.umount()
@@ -200,7 +213,7 @@ def test_reads_that_wait_for_the_disk_are_whole(user: Place) -> None:
     """Every read goes to a worker; so do fsync and a copy-up at the same time."""
     user.sh("head -c 5000001 /dev/urandom > base/big; cp base/big copy")
     _patch(user, _COLD)
-    user.mount(rw="rw", options=["lane"])
+    user.mount(rw="rw")
     user.sh("cmp mnt/big copy; cat mnt/f; cmp mnt/big copy")
     user.py("""
 import os
@@ -218,7 +231,7 @@ os.fsync(directory)
 
 def test_many_open_files_cost_few_descriptors(user: Place) -> None:
     user.sh("cd base/d; for i in $(seq 700); do echo $i > n$i; done")
-    pid = user.mount(rw="rw", options=["lane"])["pid"]
+    pid = user.mount(rw="rw")["pid"]
     user.py("""
 files = [open(f"mnt/d/n{i + 1}") for i in range(700)]
 assert [file.read() for file in files] == [f"{i + 1}\\n" for i in range(700)]
@@ -228,7 +241,7 @@ assert [file.read() for file in files] == [f"{i + 1}\\n" for i in range(700)]
 
 
 def test_ids_of_files_are_translated(root: Place) -> None:
-    root.mount(rw="rw", options=["lane", "uidmapping=0:1000:1:1:0:1", "allow_other", "noacl"])
+    root.mount(rw="rw", options=["uidmapping=0:1000:1:1:0:1", "allow_other", "noacl"])
     assert root.sh("stat -c %u mnt/f; chown 0 mnt/f; stat -c %u mnt/f") == "1000\n0\n"
     assert "Value too large" in root.fails("chown 7 mnt/f")
     root.umount()
@@ -237,7 +250,7 @@ def test_ids_of_files_are_translated(root: Place) -> None:
 
 def test_nothing_is_asked_for_files_read_before(user: Place) -> None:
     """Not even OPEN and RELEASE; a cache that somebody drops meanwhile may cost one more try."""
-    pid = user.mount(rw="rw", options=["lane"])["pid"]
+    pid = user.mount(rw="rw")["pid"]
 
     def requests() -> int:
         text = Path(f"/proc/{pid}/io").read_text()
@@ -256,7 +269,7 @@ def test_nothing_is_asked_for_files_read_before(user: Place) -> None:
 
 def test_many_deleted_open_files_cost_few_descriptors(user: Place) -> None:
     user.sh("cd base/d; for i in $(seq 600); do echo $i > n$i; done")
-    pid = user.mount(rw="rw", options=["lane"])["pid"]
+    pid = user.mount(rw="rw")["pid"]
     used = user.py("""
 import os, sys
 lower = [os.open(f"mnt/d/n{i + 1}", os.O_RDWR) for i in range(600)]

@@ -140,7 +140,7 @@ class MountOptions:
     acl: bool = True
     show_whiteouts: bool = False
     show_xattrs: bool = False
-    lane: bool = False
+    lane: bool = True
     ahead: bool = True
     squash_uid: int | None = None
     squash_gid: int | None = None
