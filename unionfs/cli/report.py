@@ -89,7 +89,7 @@ def _write(path: bytes, where: Where, *, force: bool) -> None:
 
     with contextlib.suppress(FileNotFoundError):
         if not stat.S_ISREG(os.lstat(path).st_mode):
-            raise ConflictError(f"{show(path)}: is no file that a page could replace")
+            raise ConflictError(f"{show(path)} is no regular file; choose another name")
     with orderly_end(), replacing(path, replace=force) as file:
         file.write(render(_collect(where)))
     output.result(path)
