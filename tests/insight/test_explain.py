@@ -278,7 +278,12 @@ def test_rw_branch_over_an_image(image: MakeImage, run: Run, tmp_path: Path) -> 
     (rw / "etc" / ".wh.motd").touch()
     done = run("explain", "demo/app:v1", "--rw", rw, "/etc/motd")
     assert "hidden by the whiteout /etc/.wh.motd in rw branch" in done.out
-    assert f"remove {rw}/etc/.wh.motd" in done.err
+    assert f"`unionfs undelete --image demo/app:v1 --rw {rw} /etc/motd`" in done.err
+    assert run("undelete", "--image", "demo/app:v1", "--rw", rw, "/etc/motd").status == 0
+    assert "visible, from layer 1" in run("explain", "demo/app:v1", "--rw", rw, "/etc/motd").out
+    (rw / "etc" / "motd").write_text("mine")
+    covered = run("explain", "demo/app:v1", "--rw", rw, "/etc/motd").err
+    assert f"`unionfs revert --image demo/app:v1 --rw {rw} /etc/motd`" in covered
 
 
 @pytest.mark.usefixtures("as_root")

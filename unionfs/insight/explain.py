@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import attrs
 
-from unionfs.branch import Branch, whiteout
+from unionfs.branch import Branch, Dialect, whiteout
 from unionfs.errors import show
 from unionfs.insight.explanation import BranchFacts, ChildFacts, Explanation, Role, Verdict
 from unionfs.insight.listing import children, nearest
@@ -164,10 +164,12 @@ def _visible(
         barrier = closed[1]
         titles = ", ".join(item.branch.title for item in hidden)
         if barrier.kind is Barring.ENTRY:
-            advice.append(f"it covers the one of {titles}; without it that would show")
+            undo = _undo("revert", where, named, b"/" + own)
+            advice.append(f"it covers the one of {titles}; without it that would show{undo}")
         else:
             cause = _cause(barrier, where.branches[closed[0]])
-            advice.append(f"{titles}: hidden by {cause}; without it that would show")
+            undo = _undo("undelete", where, where.branches[closed[0]], b"/" + own)
+            advice.append(f"{titles}: hidden by {cause}; without it that would show{undo}")
     return Explanation(
         b"/" + b"/".join(parts),
         Verdict.VISIBLE,
@@ -183,7 +185,7 @@ def _hidden(where: Where, found: Explanation, closed: tuple[int, Barrier]) -> Ex
     position, barrier = closed
     named = where.branches[position]
     first = next(item for item in found.branches if item.role is Role.HIDDEN)
-    advice = _bring_back(named, barrier, first.branch, found.path)
+    advice = _bring_back(where, named, barrier, first.branch, found.path)
     if found.see is not None:
         advice.append(f"the link leads to {show(found.see)}; ask for that path")
     return attrs.evolve(
@@ -196,8 +198,20 @@ def _hidden(where: Where, found: Explanation, closed: tuple[int, Barrier]) -> Ex
     )
 
 
+def _undo(verb: str, where: Where, named: NamedBranch, path: bytes) -> str:
+    """Return the words for the command that takes something of a rw branch back, if it can."""
+    if not named.is_rw or named.dialect is not Dialect.AUFS:
+        return ""
+    if where.mount is not None:
+        place = show(where.mount)
+    else:
+        below = f"--image {where.title}" if where.branches[-1].layer_id else "--layer ..."
+        place = f"{below} --rw {show(named.path)}"
+    return f": `unionfs {verb} {place} {show(path)}`"
+
+
 def _bring_back(
-    named: NamedBranch, barrier: Barrier, source: NamedBranch, path: bytes
+    where: Where, named: NamedBranch, barrier: Barrier, source: NamedBranch, path: bytes
 ) -> list[str]:
     marker = named.path + b"/" + (barrier.marker or barrier.at)
     advice = []
@@ -209,7 +223,13 @@ def _bring_back(
         scope = f" (with it all of {show(b'/' + barrier.at)})"
     else:
         scope = ""
-    if named.is_rw:
+    undo = _undo("undelete", where, named, path)
+    if undo and barrier.kind is not Barring.NOT_DIRECTORY:
+        advice.append(f"take the deletion back{undo}")
+    elif undo:
+        back = _undo("revert", where, named, b"/" + barrier.at)
+        advice.append(f"take {show(b'/' + barrier.at)} of the rw branch away{back}")
+    elif named.is_rw:
         advice.append(f"remove {show(marker)} while nothing is mounted on the branch{scope}")
     elif not named.layer_id:
         advice.append(f"remove {show(marker)} from the layer{scope}")

@@ -96,10 +96,11 @@ class NamedBranch:
 
 @attrs.frozen
 class Where:
-    """Named branches, top first; `title` is what the person called it."""
+    """Named branches, top first; `title` is what the person called it, `mount` where it is."""
 
     title: str
     branches: tuple[NamedBranch, ...]
+    mount: bytes | None = None
 
     @property
     def rw(self) -> NamedBranch | None:
@@ -217,7 +218,7 @@ def of_mount(record: MountRecord) -> Where:
     if labelled is not None:
         layers = labelled
     found = layers if record.rw is None else _with_rw(layers, record.rw)
-    return Where(show(record.target), found)
+    return Where(show(record.target), found, record.target)
 
 
 def _mounted_image(record: MountRecord) -> tuple[NamedBranch, ...] | None:
