@@ -171,18 +171,24 @@ def find(target: bytes) -> LiveMount | None:
 
 
 def link_names(rw: bytes) -> bool:
-    """Make a branch that a kernel union writes complete, for whoever reads it beside the mount.
+    """Make a branch that a kernel union has, or had, complete for whoever reads it now.
 
     A file with several names is copied up once, and the union links further names only when they
-    are used. False when names are missing and the mount is out of reach.
+    are used. False when names are missing and the mount is out of reach. A branch that a crash left
+    between two forms is brought into order; BusyError while it is in use.
     """
     from unionfs.kernel.leftover import has_signs  # noqa: PLC0415  # only for kernel mounts
 
     if not has_signs(rw):
         return True
-    from unionfs.kernel import convert, session  # noqa: PLC0415  # see above
+    from unionfs.branch import place_of  # noqa: PLC0415  # see above
+    from unionfs.kernel import convert, leftover, session  # noqa: PLC0415  # see above
 
     path = canonical(rw)
+    try:
+        place_of(path)
+    except BusyError:
+        leftover.settle_if_needed(path)  # a crash stopped it half-way between its two forms
     for mount in list_mounts():
         record = mount.record
         if record is None or record.rw != path or record.backend == "fuse":

@@ -13,6 +13,8 @@ from support.backendplace import Place, backend_place
 from support.engine_fs import build
 
 from unionfs.kernel import convert
+from unionfs.kernel.form import State
+from unionfs.kernel.survey import Kind
 from unionfs.store.config import read_config
 from unionfs.store.graph import Graph
 
@@ -139,3 +141,16 @@ def test_a_name_that_a_layer_cannot_hold_is_not_lost_silently(place: Place) -> N
     assert said.startswith("unionfs: /sub/.wh.r: such a name means a deletion in a layer;")
     (mnt / "sub/.wh.r").rename(mnt / "sub/r")
     place.ok("commit", "mnt")
+
+
+def test_a_branch_between_two_forms_is_brought_into_order(place: Place) -> None:
+    """What a crash left on the way is finished by whoever reads the branch next."""
+    rw = place.path / "rw"
+    build(rw, {".wh.name": "", "etc/new": "new"})
+    fd = os.open(rw, os.O_RDONLY | os.O_DIRECTORY)
+    State.create(fd, os.fsencode(rw), Kind.TRUSTED, []).close()
+    os.close(fd)
+    at_rest = ("--image", "base", "--rw", "rw")
+    assert "A /etc/new\nD /name\n" in place.ok("changes", *at_rest)
+    assert sorted(os.listdir(rw)) == [".wh.name", "etc"]
+    place.ok("commit", *at_rest)
