@@ -9,6 +9,7 @@ Invariant: whatever happens, a signal included, nothing stays mounted, running o
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import platform
 import random
@@ -17,7 +18,7 @@ import stat
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,6 +26,7 @@ import attrs
 
 from unionfs.bench import watch
 from unionfs.bench.children import BenchError, Worker, deferred, stop
+from unionfs.bench.image import ImageLayers
 from unionfs.bench.result import VERSION, About, Failure, Result, Rounds
 from unionfs.bench.shape import Shape, make_trees, needed
 from unionfs.bench.subjects import Case, Mounted, Subject
@@ -76,6 +78,7 @@ class Plan:
     scale: bool = True
     baseline: str | None = None
     seed: int = 0
+    image: ImageLayers | None = None
 
 
 def begin(plan: Plan) -> Result:
@@ -83,6 +86,8 @@ def begin(plan: Plan) -> Result:
     subjects = []
     for subject in plan.subjects:
         reason = subject.missing()
+        if reason is None and plan.image is not None:
+            reason = plan.image.reason(subject)
         version = subject.version() if reason is None else ""
         about = About(subject.key, subject.title, subject.options or "defaults", version, reason)
         subjects.append(about)
@@ -105,7 +110,7 @@ def begin(plan: Plan) -> Result:
         version=VERSION,
         facts=_facts(plan.directory),
         conditions=list(CONDITIONS),
-        shape=plan.shape.name,
+        shape=plan.shape.name if plan.image is None else f"image {plan.image.name}",
         rounds=plan.rounds,
         baseline=baseline,
         subjects=subjects,
@@ -148,23 +153,52 @@ def _filesystem(directory: Path) -> str:
 def workplace(plan: Plan, result: Result) -> Iterator[Path]:
     """Make a directory for everything, after checking for space; it is gone afterwards."""
     plain = any(subject.key == "plain" for subject in result.measured())
-    wanted = needed(plan.shape, plain=plain)
+    wanted = needed(plan.shape, plain=plain) if plan.image is None else 4 * plan.image.size
     free = shutil.disk_usage(plan.directory).free
     if free < wanted:
         raise UnionfsError(
             f"{show(str(plan.directory))} has {free // _BLOCK} MiB free, this needs"
             f" {wanted // _BLOCK}; use --dir DIR for another place, or --quick"
         )
-    place = None
+    place, lock = None, -1
     try:
         with deferred():
-            place = Path(tempfile.mkdtemp(prefix="unionfs-bench-", dir=plan.directory))
+            sweep(plan.directory)
+            made = tempfile.mkdtemp(prefix=".unionfs-bench-", dir=plan.directory)
+            lock = os.open(made, os.O_RDONLY | os.O_DIRECTORY)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            # Only now does it have the name that sweeping looks for.
+            place = plan.directory / os.path.basename(made)[1:]
+            os.rename(made, place)
         yield place
     finally:
-        if place is not None:
-            with deferred():
+        with deferred():
+            if place is not None:
                 _unmount_leftovers(place)
                 _remove(place)
+            if lock >= 0:
+                os.close(lock)
+
+
+def sweep(directory: Path) -> list[str]:
+    """Remove what runs of this user that were killed have left in a directory; their names."""
+    gone = []
+    for entry in directory.glob("unionfs-bench-*"):
+        try:
+            lock = os.open(entry, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except OSError:
+            continue
+        try:
+            if os.fstat(lock).st_uid == os.geteuid():
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _unmount_leftovers(entry)
+                _remove(entry)
+                gone.append(entry.name)
+        except OSError:
+            continue  # in use, or not ours to remove after all
+        finally:
+            os.close(lock)
+    return gone
 
 
 def _unmount_leftovers(place: Path) -> None:
@@ -190,10 +224,10 @@ def _remove(tree: Path) -> None:
 
 
 @contextlib.contextmanager
-def mounting(
-    subject: Subject, place: Path, layers: tuple[str, ...], shape: Shape
-) -> Iterator[tuple[Worker, Mounted, float]]:
-    """Mount for the length of the block; gives the worker and how long mounting took."""
+def mounted_at(
+    subject: Subject, place: Path, layers: tuple[str, ...]
+) -> Iterator[tuple[Mounted, Path, float]]:
+    """Mount for the length of the block; gives the mountpoint and how long mounting took."""
     scratch = Path(tempfile.mkdtemp(prefix="round-", dir=place))
     case = Case(place, layers, scratch / "rw", scratch / "work", scratch / "mnt")
     for directory in (case.rw, case.work, case.target):
@@ -206,16 +240,26 @@ def mounting(
                 seconds = time.perf_counter() - since
                 stack.callback(_end, subject, case, mounted)
                 mounted.minor = os.minor(os.stat(case.target).st_dev)
-            with deferred():
-                worker = Worker(
-                    shape.name, case.target, place, enter=mounted.enter, inside=mounted.inside
-                )
-                stack.callback(worker.close)
-            yield worker, mounted, worker.mount_seconds if mounted.inside else seconds
+            yield mounted, case.target, seconds
     finally:
         with deferred():
             _unmount_leftovers(scratch)
             _remove(scratch)
+
+
+@contextlib.contextmanager
+def mounting(
+    subject: Subject, place: Path, layers: tuple[str, ...], shape: Shape
+) -> Iterator[tuple[Worker, Mounted, float]]:
+    """Mount as `mounted_at`, and give the worker too, in whose namespace the mount may be."""
+    with (
+        mounted_at(subject, place, layers) as (mounted, target, seconds),
+        contextlib.ExitStack() as stack,
+    ):
+        with deferred():
+            worker = Worker(shape.name, target, place, enter=mounted.enter, inside=mounted.inside)
+            stack.callback(worker.close)
+        yield worker, mounted, worker.mount_seconds if mounted.inside else seconds
 
 
 def _end(subject: Subject, case: Case, mounted: Mounted) -> None:
@@ -227,15 +271,18 @@ def _end(subject: Subject, case: Case, mounted: Mounted) -> None:
                 stop(mounted.child)
 
 
-def warm(place: Path, layers: tuple[str, ...]) -> None:
+def warm(place: Path, layers: Iterable[str]) -> None:
     """Bring the layers' data, names and inodes into the kernel's caches."""
     buffer = memoryview(bytearray(_BLOCK))
     for layer in layers:
         for directory, _, files in os.walk(place / layer):
             for name in files:
-                with open(os.path.join(directory, name), "rb", buffering=0) as file:
-                    while file.readinto(buffer):
-                        pass
+                path = os.path.join(directory, name)
+                with contextlib.suppress(PermissionError):
+                    if stat.S_ISREG(os.lstat(path).st_mode):
+                        with open(path, "rb", buffering=0) as file:
+                            while file.readinto(buffer):
+                                pass
 
 
 def keep(rounds: Rounds, key: str, subject: str, number: int, value: float) -> None:
@@ -246,21 +293,27 @@ def keep(rounds: Rounds, key: str, subject: str, number: int, value: float) -> N
 
 
 def measure(plan: Plan, result: Result, place: Path, report: Report) -> None:
-    """Do all rounds on the two layers of small and big files, and fill in the result."""
+    """Do all rounds on two layers of small and big files, or on an image's; fill in the result."""
     report("making the layers", 0, 1)
-    layers = tuple(str(layer.relative_to(place)) for layer in make_trees(place, plan.shape))
     usable = {about.key for about in result.measured()}
     subjects = [subject for subject in plan.subjects if subject.key in usable]
+    if plan.image is None:
+        made = tuple(str(layer.relative_to(place)) for layer in make_trees(place, plan.shape))
+        forms = {subject.form: made for subject in subjects}
+    else:
+        forms = plan.image.prepare(place, subjects)
     workloads = [w for w in plan.workloads if w.needs is None or shutil.which(w.needs)]
     steps, step = plan.rounds * len(subjects), 0
     shuffled = random.Random(plan.seed)  # noqa: S311  # an order, not a secret
+    counts: dict[str, int] = {}
     for number in range(plan.rounds):
-        warm(place, layers)
+        warm(place, dict.fromkeys(layer for layers in forms.values() for layer in layers))
         for subject in shuffled.sample(subjects, len(subjects)):
             report(f"round {number + 1} of {plan.rounds}: {subject.title}", step, steps)
             try:
-                with mounting(subject, place, layers, plan.shape) as (worker, mounted, _):
-                    _round(result, number, subject, worker, mounted.pid, workloads)
+                with mounting(subject, place, forms[subject.form], plan.shape) as found:
+                    worker, mounted, _ = found
+                    _round(result, number, subject, worker, mounted.pid, workloads, counts)
             except BenchError as error:
                 result.failures.append(Failure(subject.key, "mount", str(error)))
             step += 1
@@ -270,7 +323,7 @@ def measure(plan: Plan, result: Result, place: Path, report: Report) -> None:
                 continue
             report(f"counting requests: {subject.title}", step, steps)
             with contextlib.suppress(BenchError):
-                _count(plan, result, place, layers, subject, workloads)
+                _count(plan, result, place, forms[subject.form], subject, workloads)
     report("rounds done", steps, steps)
 
 
@@ -281,14 +334,18 @@ def _round(
     worker: Worker,
     pid: int | None,
     workloads: Sequence[Workload],
+    counts: dict[str, int],
 ) -> None:
+    """Do every workload once; `counts` are how much the first subject did of each."""
     for workload in workloads:
         if workload.settle:
             os.sync()
         for key in workload.keys:
             before = watch.sample(pid)
             try:
-                seconds, _ = worker.do(workload.key)
+                seconds, count = worker.do(workload.key)
+                if workload.agree:
+                    _agree(count, counts.setdefault(key, count))
             except BenchError as error:
                 result.failures.append(Failure(subject.key, key, str(error)))
                 break
@@ -303,6 +360,11 @@ def _round(
         peaks = result.server_peak.setdefault(subject.key, [])
         peaks.extend([None] * (number + 1 - len(peaks)))
         peaks[number] = watch.sample(pid).peak
+
+
+def _agree(count: int, others: int) -> None:
+    if count != others:
+        raise BenchError(f"{count} instead of {others}, which another subject showed")
 
 
 def _count(

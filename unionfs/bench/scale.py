@@ -26,8 +26,6 @@ __all__ = ["measure_layers", "measure_trees"]
 
 _IN_DIRECTORY: Final = 1000
 _DROP: Final = Path("/proc/sys/vm/drop_caches")
-#: Enough here: most of the time goes into mounting.
-_ROUNDS: Final = 3
 #: From here on one round is enough: the noise is small against it, and the time is not.
 _ONCE: Final = 1_000_000
 
@@ -92,9 +90,7 @@ def measure_layers(plan: Plan, result: Result, place: Path, report: Report) -> N
         found = result.layers.setdefault(str(count), {})
         what = "1 layer" if count == 1 else f"{count} layers"
         work = LAYER_WORKLOADS
-        _Series(
-            plan, result, top, layers, work, found, min(plan.rounds, _ROUNDS), what, report
-        ).run()
+        _Series(plan, result, top, layers, work, found, plan.shape.grown, what, report).run()
         shutil.rmtree(top)
 
 
@@ -112,7 +108,7 @@ def measure_trees(plan: Plan, result: Result, place: Path, report: Report) -> No
                 (top / "0" / f"d{directory}").mkdir(parents=True)
             os.close(os.open(top / "0" / f"d{directory}" / f"f{name}", os.O_CREAT | os.O_WRONLY))
         found = result.trees.setdefault(str(count), {})
-        rounds = 1 if count >= _ONCE else min(plan.rounds, _ROUNDS)
+        rounds = 1 if count >= _ONCE else plan.shape.grown
         what = f"{count:,} files"
         last = count == plan.shape.trees[-1]
         work = TREE_WORKLOADS

@@ -45,6 +45,8 @@ class Shape:
     layers: tuple[int, ...] = (1, 10, 100, 500)
     listed: int = 500
     trees: tuple[int, ...] = (1_000, 10_000, 100_000, 1_000_000)
+    #: Rounds over growing numbers, where most of the time goes into mounting.
+    grown: int = 3
 
     @property
     def many(self) -> int:
@@ -58,9 +60,10 @@ QUICK: Final = Shape(
     layers=(1, 100),
     listed=100,
     trees=(1_000, 10_000),
+    grown=1,
 )
 TINY: Final = Shape(
-    *("tiny", 4, 6, 5, 12, 2 * BLOCK, 8, 10, 6, 4), layers=(1, 3), listed=6, trees=(20,)
+    *("tiny", 4, 6, 5, 12, 2 * BLOCK, 8, 10, 6, 4), layers=(1, 3), listed=6, trees=(20,), grown=1
 )
 SHAPES: Final = {shape.name: shape for shape in (FULL, QUICK, TINY)}
 

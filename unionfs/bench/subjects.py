@@ -64,12 +64,17 @@ class Mounted:
 
 @attrs.frozen
 class Subject:
-    """One way to mount. `options` is printed with the results; `fuse`: a process serves it."""
+    """One way to mount. `options` is printed with the results; `fuse`: a process serves it.
+
+    `form` is how it wants whiteouts: as AUFS does, as overlayfs, not at all ("none"), or nothing
+    but one merged tree.
+    """
 
     key: str
     title: str
     options: str = ""
     fuse: bool = False
+    form: str = "aufs"
 
     def missing(self) -> str | None:
         """Return why this subject cannot run here, or None."""
@@ -238,14 +243,28 @@ class Ours(Subject):
 
     def unmount(self, case: Case, mounted: Mounted) -> None:
         """Unmount and wait for the process behind it."""
-        del mounted
+        if self.fuse and mounted.pid is not None:
+            run(["fusermount3", "-u", str(case.target)])
+            _wait_for_end(mounted.pid)
+            return
         run([sys.executable, "-m", "unionfs", "umount", str(case.target)])
 
 
+def _wait_for_end(pid: int) -> None:
+    deadline = time.monotonic() + _PATIENCE
+    while os.path.exists(f"/proc/{pid}"):
+        if time.monotonic() > deadline:
+            raise BenchError(f"process {pid} does not end after its mount")
+        time.sleep(_PAUSE)
+
+
 SUBJECTS: Final[tuple[Subject, ...]] = (
-    Plain("plain", "plain directory", "the merged tree copied together"),
-    Overlay("overlayfs", "overlayfs", ""),
-    UserOverlay("overlayfs-userns", "overlayfs in a user namespace", "userxattr"),
+    Plain("plain", "plain directory", "the merged tree copied together", form="merged"),
+    Overlay("overlayfs", "overlayfs", "", form="overlay"),
+    UserOverlay(
+        *("overlayfs-userns", "overlayfs in a user namespace", "userxattr"),
+        form="overlay-userxattr",
+    ),
     FuseOverlayfs("fuse-overlayfs", "fuse-overlayfs", "", fuse=True, program="fuse-overlayfs"),
     UnionfsFuse(
         "unionfs-fuse",
@@ -253,6 +272,7 @@ SUBJECTS: Final[tuple[Subject, ...]] = (
         "cow,kernel_cache,use_ino,big_writes,"
         "entry_timeout=3600,attr_timeout=3600,negative_timeout=3600",
         fuse=True,
+        form="none",
         program="unionfs-fuse",
     ),
     Ours("fuse", "unionfs", "lane", fuse=True),

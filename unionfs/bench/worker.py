@@ -18,7 +18,14 @@ import sys
 import time
 
 from unionfs.bench.shape import SHAPES, Shape
-from unionfs.bench.workloads import LAYER_WORKLOADS, TREE_WORKLOADS, WORKLOADS, Workload, WrongError
+from unionfs.bench.workloads import (
+    IMAGE_WORKLOADS,
+    LAYER_WORKLOADS,
+    TREE_WORKLOADS,
+    WORKLOADS,
+    Workload,
+    WrongError,
+)
 
 __all__ = ["main"]
 
@@ -44,7 +51,8 @@ def main() -> None:
     if sys.argv[3:]:
         subprocess.run(sys.argv[3:], check=True)
     _say({"ready": time.perf_counter() - start})
-    known = {w.key: w for w in (*WORKLOADS, *LAYER_WORKLOADS, *TREE_WORKLOADS)}
+    every = (*WORKLOADS, *LAYER_WORKLOADS, *TREE_WORKLOADS, *IMAGE_WORKLOADS)
+    known = {workload.key: workload for workload in every}
     gc.disable()
     for line in sys.stdin:
         _say(_answer(known[json.loads(line)[0]], target, shape))

@@ -48,7 +48,7 @@ class Workload:
     """A program; it returns how much it did (files or bytes). `again` times a second pass too.
 
     `writes` says that it changes files, `settle` that what others left dirty must be on the disk
-    first. `needs` is a program without which it is left out.
+    first. `needs` is a program without which it is left out; `agree`: all subjects must do as much.
     """
 
     key: str
@@ -58,6 +58,7 @@ class Workload:
     writes: bool = False
     settle: bool = False
     needs: str | None = None
+    agree: bool = False
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -95,10 +96,10 @@ def _walk(target: str, shape: Shape) -> int:
     return _expect(_walk_tree(f"{target}/walk"), shape.many, "files")
 
 
-def _tar(target: str, shape: Shape) -> int:
+def _tar_size(target: str, tree: str) -> int:
     """`tar` to a pipe: it reads nothing when it sees that its output is /dev/null."""
     total = 0
-    argv = ["tar", "-C", target, "-cf", "-", "tar"]
+    argv = ["tar", "-C", target, "-cf", "-", tree]
     with subprocess.Popen(
         argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, bufsize=0
     ) as child:
@@ -106,6 +107,11 @@ def _tar(target: str, shape: Shape) -> int:
         while read := child.stdout.read(BLOCK):
             total += len(read)
     _expect(child.returncode, 0, "as exit status of tar")
+    return total
+
+
+def _tar(target: str, shape: Shape) -> int:
+    total = _tar_size(target, "tar")
     entries = shape.many + shape.directories + 1
     data = shape.many * -(-shape.small // _TAR_BLOCK)
     blocks = entries + data + 2  # two of zeros at the end
@@ -330,11 +336,22 @@ TREE_WORKLOADS: Final = (Workload("tree", "tree walk with stat", _walk_all),)
 def titles() -> dict[str, str]:
     """Return the title of every measured pass by its key."""
     found = {}
-    for workload in (*WORKLOADS, *LAYER_WORKLOADS, *TREE_WORKLOADS):
+    for workload in (*WORKLOADS, *LAYER_WORKLOADS, *TREE_WORKLOADS, *IMAGE_WORKLOADS):
         for key in workload.keys:
             suffix = {"cold": ", cold", "again": ", again"}.get(key.rpartition(".")[2], "")
             found[key] = workload.title + suffix
     return found
+
+
+def _tar_all(target: str, _: Shape) -> int:
+    return _tar_size(target, ".")
+
+
+#: For an image, whatever is in it.
+IMAGE_WORKLOADS: Final = (
+    Workload("image-walk", "tree walk of the image with stat", _walk_all, again=True, agree=True),
+    Workload("image-tar", "read of the whole image (tar)", _tar_all, again=True, needs="tar"),
+)
 
 
 def choose(names: Sequence[str]) -> list[Workload]:

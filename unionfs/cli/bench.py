@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from unionfs.cli import output
-from unionfs.cli.arguments import DIRECTORY
-from unionfs.cli.group import root_option, verbose_option
+from unionfs.cli.arguments import DIRECTORY, IMAGE
+from unionfs.cli.group import root_option, state, verbose_option
 from unionfs.errors import ConflictError, UnsupportedError, show
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ _RESULT: Final = click.Path(exists=True)
 @click.option(
     "--only", metavar="WORK[,...]", multiple=True, help="Only these workloads (default: all)."
 )
+@click.option("--image", metavar="IMAGE", type=IMAGE, help="Measure an image of the store instead.")
 @click.option("--quick", is_flag=True, help="Small trees and few rounds, for a first look.")
 @click.option(
     "--size",
@@ -68,6 +69,7 @@ def command(
     *,
     backends: tuple[str, ...],
     only: tuple[str, ...],
+    image: str | None,
     quick: bool,
     size: str,
     rounds: int | None,
@@ -101,6 +103,10 @@ def command(
         scale=not no_scale and not only,
         baseline=baseline,
     )
+    if image is not None:
+        if only:
+            raise click.UsageError("an image has workloads of its own, --only has no use", ctx)
+        plan = _of_image(plan, image)
     target = Path(place or time.strftime("unionfs-bench-%Y%m%d-%H%M%S"))
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConflictError(f"{show(str(target))} exists; choose a new name with -o")
@@ -111,6 +117,19 @@ def command(
         output.write_json(_document(result))
     else:
         output.result(str(target / "result.json"))
+
+
+def _of_image(plan: Plan, name: str) -> Plan:
+    import attrs  # noqa: PLC0415  # help stays fast
+
+    from unionfs.bench.image import survey  # noqa: PLC0415  # help stays fast
+    from unionfs.bench.workloads import IMAGE_WORKLOADS  # noqa: PLC0415  # help stays fast
+
+    with state().graph() as graph:
+        image = graph.get_exact(graph.tags.resolve(graph, name))
+        layers = graph.layer_dirs(image.id)
+    found = survey(name, layers)
+    return attrs.evolve(plan, workloads=IMAGE_WORKLOADS, scale=False, image=found)
 
 
 @contextlib.contextmanager
