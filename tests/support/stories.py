@@ -15,10 +15,11 @@ from support.readme import Step, steps
 from support.workspace import Workspace, workspace
 from unionfs.insight.rules import RULES
 
-__all__ = ["PROVENANCE", "RULE_PAGE", "STORIES", "play", "rule_page", "shown"]
+__all__ = ["LIVE", "PROVENANCE", "RULE_PAGE", "STORIES", "play", "rule_page", "shown"]
 
 STORIES: Final = CHECKOUT / "docs" / "whiteouts.rst"
 PROVENANCE: Final = CHECKOUT / "docs" / "provenance.rst"
+LIVE: Final = CHECKOUT / "docs" / "live.rst"
 RULE_PAGE: Final = CHECKOUT / "docs" / "lint.rst"
 _HOME: Final = "/home/me"
 _INTRODUCTION: Final = """\
@@ -61,7 +62,7 @@ def rule_page() -> str:
 
 
 def _update() -> None:
-    for page in (STORIES, PROVENANCE):
+    for page in (STORIES, PROVENANCE, LIVE):
         lines = page.read_text().splitlines()
         for step, output in reversed(shown(page)):
             lines[step.first + 1 : step.end] = [f"    {line}".rstrip() for line in output]

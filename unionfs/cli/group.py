@@ -54,7 +54,7 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "export": ("export", "Write an image as an archive or OCI layout."),
     "doctor": ("doctor_cmd", "Find out which back ends work here and what others need."),
     "stats": ("stats", "Show what a live mount is asked, and how long it takes."),
-    "trace": ("trace", "Print each request of a live mount with the branch that answered it."),
+    "trace": ("trace", "Print each request of a live mount and who answers it."),
     "control": ("control", "Ask the process of a live mount for something small."),
     "undelete": ("undelete", "Bring back what was deleted."),
     "revert": ("revert", "Take changes back: files become as the layers have them."),

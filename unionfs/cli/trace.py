@@ -43,7 +43,7 @@ def command(
     count: int | None,
     as_json: bool,
 ) -> None:
-    """Print each request of a live mount with the branch that answered it.
+    """Print each request of a live mount and who answers it.
 
     One line each: time, process, kind, path, result, duration, branch, whiteouts met. What the
     kernel answers from its caches is not asked for; `unionfs control MOUNT invalidate` empties
