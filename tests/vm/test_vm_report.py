@@ -69,3 +69,13 @@ def test_what_a_kernel_cannot_do_is_named_and_no_failure(tmp_path: Path) -> None
     lines, good = report.summary(found, {"bench-aufs": "this kernel has no aufs", "kernel": 0})
     assert good
     assert lines[0] == "bench-aufs: left out: this kernel has no aufs"
+
+
+def test_measurements_are_shown_as_their_table(tmp_path: Path) -> None:
+    (tmp_path / "table.txt").write_text("Ratios\n fuse 1.2\n")
+    found = files(tmp_path, bench_txt="step 1\rstep 2\n") | {
+        "bench/table.txt": tmp_path / "table.txt"
+    }
+    lines, good = report.summary(found, {"bench": 0})
+    assert good
+    assert lines == ["bench: ok", "  Ratios", "   fuse 1.2"]

@@ -33,7 +33,8 @@ def mounted_entries(graph: bytes) -> frozenset[ImageId]:
     """Return the ids of entries in the directory `graph` of which something is mounted."""
     unions = list(mountinfo.kernel_unions())
     spellings = {graph, os.path.realpath(graph)}
-    pattern = re.compile(b"(?:" + b"|".join(map(re.escape, sorted(spellings))) + b")" + _ID)
+    roots = b"|".join(map(re.escape, sorted(spellings)))
+    pattern = re.compile(b"(?<![^=:,])(?:" + roots + b")" + _ID)
     # Overlayfs shows its directories with `:`, `,` and `\` escaped once more.
     texts = [re.sub(rb"\\(.)", rb"\1", union.options) for union in unions]
     texts += _aufs_branches()

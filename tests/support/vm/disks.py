@@ -63,6 +63,7 @@ _CHECKOUT_LEFT_OUT: Final = (
 #: Features that every kernel with ext4 of the last ten years knows.
 _FEATURES: Final = "none,has_journal,filetype,extent,large_file,sparse_super,dir_index,ext_attr"
 _ROLE: Final = "unionfs-vm-role"
+_RESULTS: Final = "unionfs-vm-results"
 _MEGABYTE: Final = 1 << 20
 _SCRATCH: Final = 6 << 30
 _FORMAT: Final = 1
@@ -197,9 +198,13 @@ def scratch_disk(image: Path) -> Path:
 
 
 def results(images: Iterable[Path], place: Path) -> Mapping[str, Path]:
-    """Take the result files off the scratch disk that was used; by name."""
+    """Take the result files off the scratch disk that was used, into `place`; by relative path."""
     shutil.rmtree(place, ignore_errors=True)
-    place.mkdir(parents=True)
-    for image in images:
-        _run(["debugfs", "-R", f"rdump /unionfs-vm-results {place}", image])
-    return {path.name: path for path in sorted(place.rglob("*")) if path.is_file()}
+    with tempfile.TemporaryDirectory(prefix="results-", dir=place.parent) as text:
+        found = Path(text, _RESULTS)
+        for image in images:
+            _run(["debugfs", "-R", f"rdump /{_RESULTS} {text}", image])
+        if found.is_dir():
+            found.rename(place)
+    files = [path for path in sorted(place.rglob("*")) if path.is_file()]
+    return {path.relative_to(place).as_posix(): path for path in files}

@@ -80,7 +80,9 @@ def summary(
             good = False
         if junit is None:
             shown = "ok" if status == 0 else f"FAILED, status {status}"
-            lines += [f"{job}: {shown}", *(f"  {line}" for line in _plain(text)[-40:])]
+            table = files.get(f"{job}/table.txt")
+            words = _plain(text)[-40:] if table is None else table.read_text().splitlines()
+            lines += [f"{job}: {shown}", *(f"  {line}" for line in words)]
             continue
         try:
             found = outcome(junit.read_text(errors="replace"))
