@@ -86,7 +86,8 @@ def test_a_run_with_a_plain_user(open_tmp: Path, work: Path) -> None:
     for by in result.seconds.values():
         assert set(by) == measured
         assert all(len(values) == 1 and values[0] for values in by.values())
-    assert result.requests == {}
+    assert result.requests["create"]["fuse"]["CREATE"] == TINY.created
+    assert result.requests["delete-big"]["fuse"]["UNLINK"] == 1
     assert any("requests by kind needs root" in note for note in result.notes)
     calls = result.server_calls["tar.cold"]["fuse"][0]
     assert calls is not None

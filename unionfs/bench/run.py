@@ -105,7 +105,7 @@ def begin(plan: Plan) -> Result:
     ]
     reason = watch.requests_reason()
     if reason:
-        notes.append(f"requests by kind are left out: {reason}")
+        notes.append(f"requests by kind are those that unionfs itself counts: {reason}")
     return Result(
         version=VERSION,
         facts=_facts(plan.directory),
@@ -317,12 +317,10 @@ def measure(plan: Plan, result: Result, place: Path, report: Report) -> None:
             except BenchError as error:
                 result.failures.append(Failure(subject.key, "mount", str(error)))
             step += 1
-    if watch.requests_reason() is None:
-        for subject in subjects:
-            if not subject.fuse:
-                continue
+    for subject in subjects:
+        if subject.fuse:
             report(f"counting requests: {subject.title}", step, steps)
-            with contextlib.suppress(BenchError):
+            with contextlib.suppress(UnionfsError):
                 _count(plan, result, place, forms[subject.form], subject, workloads)
     report("rounds done", steps, steps)
 
@@ -375,12 +373,19 @@ def _count(
     subject: Subject,
     workloads: Sequence[Workload],
 ) -> None:
-    """Do everything once more, slower, with the kernel's trace event on."""
+    """Do everything once more, outside of the rounds, and count requests by kind."""
     with (
         mounting(subject, place, layers, plan.shape) as (worker, mounted, _),
-        watch.trace() as requests,
+        contextlib.ExitStack() as stack,
     ):
-        requests.start(mounted.minor)
+        requests: watch.Requests | watch.OwnRequests
+        if watch.requests_reason() is None:
+            requests = stack.enter_context(watch.trace())
+            requests.start(mounted.minor)
+        elif mounted.control is not None:
+            requests = watch.OwnRequests(mounted.control)
+        else:
+            return
         for workload in workloads:
             for key in workload.keys:
                 requests.clear()

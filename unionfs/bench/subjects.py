@@ -52,11 +52,13 @@ class Mounted:
     """A mount that works: its server process, and how the worker gets to see it.
 
     `enter` comes before the worker's command line, `inside` is what the worker runs first;
-    `minor` is the minor number of the mount's device, by which the kernel names a connection.
+    `minor` is the minor number of the mount's device, by which the kernel names a connection,
+    `control` the socket of a server that counts its requests itself.
     """
 
     pid: int | None = None
     minor: int = 0
+    control: bytes | None = None
     enter: tuple[str, ...] = ()
     inside: tuple[str, ...] = ()
     child: subprocess.Popen[bytes] | None = None
@@ -239,7 +241,7 @@ class Ours(Subject):
         found = find(os.fsencode(case.target))
         if found is None or found.record is None:
             raise BenchError(f"{show(case.target)} is not among the mounts")
-        return Mounted(found.record.pid)
+        return Mounted(found.record.pid, control=found.record.control)
 
     def unmount(self, case: Case, mounted: Mounted) -> None:
         """Unmount and wait for the process behind it."""
@@ -275,7 +277,7 @@ SUBJECTS: Final[tuple[Subject, ...]] = (
         form="none",
         program="unionfs-fuse",
     ),
-    Ours("fuse", "unionfs", "lane", fuse=True),
+    Ours("fuse", "unionfs", "", fuse=True),
     Ours("fuse-nolane", "unionfs, lane off", "nolane", fuse=True),
     Ours("overlay", "unionfs --backend overlay", "", backend="overlay"),
     Ours("aufs", "unionfs --backend aufs", "", backend="aufs"),

@@ -115,8 +115,8 @@ def _requests(result: Result, known: dict[str, str]) -> Table:
 
 
 def _calls(result: Result, known: dict[str, str]) -> Iterator[Table]:
-    """Where requests could not be counted by kind, the server's system calls stand for them."""
-    if result.requests or not result.server_calls:
+    """Give what stands for others' requests where a plain user cannot count them by kind."""
+    if result.facts["root"] or not result.server_calls:
         return
     counted = {key for by in result.server_calls.values() for key in by}
     subjects = [s for s in result.measured() if s.key in counted]

@@ -17,7 +17,7 @@ from typing import Final
 
 import attrs
 
-__all__ = ["Requests", "Sample", "requests_reason", "sample", "trace"]
+__all__ = ["OwnRequests", "Requests", "Sample", "requests_reason", "sample", "trace"]
 
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 _TRACING: Final = Path("/sys/kernel/tracing")
@@ -130,6 +130,33 @@ class Requests:
                 return None
         text = (self._place / "trace").read_text()
         return dict(collections.Counter(_OPCODE.findall(text)).most_common())
+
+
+class OwnRequests:
+    """What a server of this project says of itself, for those who may not trace the kernel."""
+
+    def __init__(self, control: bytes) -> None:
+        self._control = control
+        self._before: dict[str, int] = {}
+
+    def _ask(self) -> dict[str, int]:
+        from unionfs.control.client import connected  # noqa: PLC0415  # for plain users only
+        from unionfs.control.protocol import Request  # noqa: PLC0415  # for plain users only
+
+        with connected(self._control) as client:
+            kinds = client.ask(Request("stats"))["requests"]
+        return {kind.upper(): item["count"] for kind, item in kinds.items()}
+
+    def clear(self) -> None:
+        """Forget what was counted."""
+        self._before = self._ask()
+
+    def counts(self) -> dict[str, int] | None:
+        """Return the requests since `clear` by kind, without FORGET as the kernel's trace."""
+        now = self._ask()
+        found = {kind: count - self._before.get(kind, 0) for kind, count in now.items()}
+        found.pop("FORGET", None)
+        return {kind: count for kind, count in found.items() if count}
 
 
 @contextlib.contextmanager
