@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from support.exploring import PAGE, keys_part, part, screen_part
 
-from unionfs.explore.app import key_table
+from unionfs.explore.keys import key_table
 from unionfs.explore.model import Kind
 from unionfs.explore.words import KIND_WORDS
 

@@ -10,16 +10,21 @@ import os
 import re
 import sys
 import tempfile
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
 import attrs
+from textual import events
 from textual.pilot import Pilot
+from textual.widgets import Input
 
 from support.commands import CHECKOUT
-from unionfs.explore.app import ExploreApp, key_table
+from unionfs.explore.app import ExploreApp
+from unionfs.explore.base import Severity
+from unionfs.explore.keys import key_table
 from unionfs.explore.lists import LayerList, RowList, TreeList
 from unionfs.explore.model import Explorer
 from unionfs.insight.where import of_directories
@@ -28,6 +33,10 @@ __all__ = ["PAGE", "Driver", "driving", "keys_part", "part", "play", "screen_par
 
 PAGE: Final = CHECKOUT / "docs" / "explore.rst"
 _WIDTH: Final = 80
+_ROUNDS: Final = 3
+_SECONDS: Final = 30
+#: The screen is laid out and drawn anew as often as this, in seconds.
+_FRAME: Final = 0.02
 
 
 @attrs.frozen
@@ -36,25 +45,46 @@ class Driver:
 
     app: ExploreApp
     pilot: Pilot[int]
+    #: The notices so far.
+    said: list[str]
 
     async def settle(self) -> None:
         """Wait until threads and messages have done what was asked."""
-        for _ in range(3):
+        quiet = 0
+        # One message may lead to a thread, its end to a message, and so on.
+        while quiet < _ROUNDS:
+            quiet = 0 if any(not worker.is_finished for worker in self.app.workers) else quiet + 1
             await self.app.workers.wait_for_complete()
-            await self.pilot.pause()
+            # Not a pause without end, which waits for an idle processor: others keep it busy.
+            await self.pilot.pause(_FRAME)
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        """Wait for something that a thread does which is not waited for any more."""
+        end = time.monotonic() + _SECONDS
+        while not condition():
+            assert time.monotonic() < end, self.text
+            await self.pilot.pause(_FRAME)
+
+    def touch(self, *keys: str) -> None:
+        """Press keys and go on at once."""
+        for key in keys:
+            char = key if len(key) == 1 else None
+            self.app.post_message(events.Key(key, char))
 
     async def press(self, *keys: str) -> None:
         """Press keys, waiting after each for what it does."""
         for key in keys:
-            await self.pilot.press(key)
+            self.touch(key)
             await self.settle()
 
     async def type(self, text: str) -> None:
-        """Type a text and enter into a prompt, in place of what is there."""
-        await self.press("ctrl+a", "ctrl+k")
-        for char in text:
-            await self.pilot.press(char if char.isalnum() else _NAMES.get(char, char))
+        """Put a text in place of what is in a prompt, and press enter."""
+        self.fill(text)
         await self.press("enter")
+
+    def fill(self, text: str) -> None:
+        """Put a text in place of what is in a prompt."""
+        self.app.screen.query_one(Input).value = text
 
     def lines(self) -> list[str]:
         """Return what the screen shows."""
@@ -69,12 +99,12 @@ class Driver:
     @property
     def tree(self) -> TreeList:
         """The tree."""
-        return self.app.query_one(TreeList)
+        return self.app.files
 
     @property
     def layers(self) -> LayerList:
         """The layers."""
-        return self.app.query_one(LayerList)
+        return self.app.layers
 
     @property
     def path(self) -> bytes:
@@ -87,33 +117,33 @@ class Driver:
         assert self.tree.rows is not None
         return [self.tree.rows[at].path for at in range(len(self.tree.rows))]
 
-    def said(self) -> list[str]:
-        """Return the notices so far."""
-        return [str(notice.message) for notice in self.app._notifications]
-
     def list_on_top(self) -> RowList:
         """Return the list of the screen that is on top."""
         return self.app.screen.query_one(RowList)
 
 
-_NAMES: Final = {
-    "/": "slash",
-    ".": "full_stop",
-    "-": "minus",
-    "_": "underscore",
-    "\\": "backslash",
-    "$": "dollar_sign",
-    "(": "left_parenthesis",
-}
+class _Noting(ExploreApp):
+    """The app, with its notices kept: on the screen they stay for seconds only."""
+
+    def __init__(self, explorer: Explorer) -> None:
+        super().__init__(explorer)
+        self.said: list[str] = []
+
+    def say(self, text: str, severity: Severity = "information") -> None:
+        self.said.append(text)
+        super().say(text, severity)
 
 
 @asynccontextmanager
-async def driving(explorer: Explorer, width: int = 80, height: int = 24) -> AsyncIterator[Driver]:
+async def driving(
+    explorer: Explorer, width: int, height: int, *, wait: bool
+) -> AsyncIterator[Driver]:
     """Run the app on a screen of a size that nobody sees."""
-    app = ExploreApp(explorer)
+    app = _Noting(explorer)
     async with app.run_test(size=(width, height)) as pilot:
-        driver = Driver(app, pilot)
-        await driver.settle()
+        driver = Driver(app, pilot, app.said)
+        if wait:
+            await driver.settle()
         yield driver
 
 
@@ -122,11 +152,16 @@ def play(
     script: Callable[[Driver], Awaitable[None]],
     width: int = 80,
     height: int = 24,
+    *,
+    wait: bool = True,
 ) -> None:
-    """Drive the app through a script (textual is asyncio's, the tests are trio's)."""
+    """Drive the app through a script (textual is asyncio's, the tests are trio's).
+
+    Without `wait` the script begins before the layers are read.
+    """
 
     async def run() -> None:
-        async with driving(explorer, width, height) as driver:
+        async with driving(explorer, width, height, wait=wait) as driver:
             await script(driver)
 
     asyncio.run(run())

@@ -15,7 +15,6 @@ import errno
 import os
 import secrets
 import stat
-import sys
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -255,18 +254,21 @@ class _Copy:
             try:
                 size = os.fstat(source).st_size
                 os.ftruncate(target, size)
-                offset = 0
-                while offset < size and (offset := _next_data(source, offset)) < size:
-                    self._tick()
-                    data = os.pread(source, _CHUNK, offset)
-                    if not data:
-                        break
-                    offset += os.pwrite(target, data, offset)
+                for start, end in _extents(source, size):
+                    self._range(source, target, start, end)
                 self._done.size += size
             finally:
                 os.close(target)
         finally:
             os.close(source)
+
+    def _range(self, source: int, target: int, start: int, end: int) -> None:
+        while start < end:
+            self._tick()
+            data = os.pread(source, min(_CHUNK, end - start), start)
+            if not data:  # it became shorter meanwhile
+                return
+            start += os.pwrite(target, data, start)
 
     def _attributes(self, fd: int, name: bytes, status: Status, xattrs: dict[str, bytes]) -> None:
         """Give a copy what the original presents: owner first, for it clears other things."""
@@ -289,12 +291,19 @@ class _Copy:
             os.utime(name, ns=times, dir_fd=fd, follow_symlinks=False)
 
 
-def _next_data(fd: int, offset: int) -> int:
-    """Return where data goes on at or after an offset; the largest number if nowhere."""
-    try:
-        return os.lseek(fd, offset, os.SEEK_DATA)
-    except OSError as exc:
-        return sys.maxsize if exc.errno == errno.ENXIO else offset
+def _extents(fd: int, size: int) -> Iterator[tuple[int, int]]:
+    """Yield where data begins and ends; holes lie between."""
+    offset = 0
+    while offset < size:
+        try:
+            offset = os.lseek(fd, offset, os.SEEK_DATA)
+            end = os.lseek(fd, offset, os.SEEK_HOLE)
+        except OSError as exc:
+            if exc.errno == errno.ENXIO:  # a hole up to the end
+                return
+            end = size
+        yield offset, min(end, size)
+        offset = end
 
 
 def _chmod(fd: int, name: bytes, mode: int) -> None:

@@ -13,7 +13,7 @@ from rich.cells import cell_len, set_cell_size
 from rich.segment import Segment
 from rich.style import Style
 from textual import events
-from textual.binding import Binding, BindingType
+from textual.binding import BindingType
 from textual.geometry import Size
 from textual.message import Message
 from textual.reactive import reactive
@@ -23,6 +23,7 @@ from textual.strip import Strip
 from unionfs.cli.output import size
 from unionfs.errors import show
 from unionfs.explore import words
+from unionfs.explore.keys import ROW_KEYS, TREE_KEYS
 from unionfs.explore.model import Explorer, Kind
 from unionfs.explore.rows import Row, Rows
 from unionfs.explore.search import shown_name
@@ -54,22 +55,10 @@ def fit_end(text: str, width: int) -> str:
     return f"…{text}" if width > 0 else ""
 
 
-def _key(keys: str, action: str, text: str) -> Binding:
-    return Binding(keys, action, text, show=False, tooltip=text)
-
-
 class RowList(ScrollView, can_focus=True):
     """Rows with a cursor. `drawn` counts the rows that were drawn."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [
-        _key("up,k", "move(-1)", "one row up"),
-        _key("down,j", "move(1)", "one row down"),
-        _key("pageup", "page(-1)", "one screen up"),
-        _key("pagedown", "page(1)", "one screen down"),
-        _key("home", "end(False)", "to the first row"),
-        _key("end", "end(True)", "to the last row"),
-        _key("enter", "choose", "open or close the directory, explain the file; look at the layer"),
-    ]
+    BINDINGS: ClassVar[list[BindingType]] = ROW_KEYS
     COMPONENT_CLASSES: ClassVar[set[str]] = {
         *("row--cursor", "row--dim", "row--guide", "row--strong", "row--bad", "row--link"),
         *(f"row--{word}" for word in words.KIND_WORDS.values()),
@@ -298,11 +287,7 @@ class LayerList(RowList):
 class TreeList(RowList):
     """The open part of the tree."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [
-        _key("right,l", "open", "open the directory, or go into it"),
-        _key("left", "shut", "close the directory, or go to its parent"),
-        _key("space", "choose", "as enter"),
-    ]
+    BINDINGS: ClassVar[list[BindingType]] = TREE_KEYS
 
     class Toggled(RowList.Moved):
         """A directory shall be opened or closed."""

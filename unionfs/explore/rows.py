@@ -7,7 +7,7 @@ directories), whatever the number of names; row 0 is the root.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -76,6 +76,14 @@ class Rows:
             node = node.inner[node.names[node.places[k - 1]]]
             depth += 1
 
+    def folders(self) -> Iterator[Folder]:
+        """Yield every open folder."""
+        pending = [self.root]
+        while pending:
+            node = pending.pop()
+            yield node.folder
+            pending += node.inner.values()
+
     def index(self, path: bytes) -> int | None:
         """Return the number of a path's row, None when it has none."""
         node, at = self.root, 0
@@ -113,13 +121,9 @@ def build(
 
     Folders of `previous` are taken over where the lens is the same.
     """
-    known: dict[bytes, Node] = {}
+    known: dict[bytes, Folder] = {}
     if previous is not None and previous.root.folder.lens == lens:
-        pending = [previous.root]
-        while pending:
-            node = pending.pop()
-            known[node.folder.path] = node
-            pending += node.inner.values()
+        known = {folder.path: folder for folder in previous.folders()}
     by_parent: dict[bytes, list[bytes]] = {}
     for path in opened:
         parent, _, name = path.rpartition(b"/")
@@ -128,10 +132,10 @@ def build(
 
     def folder_of(parent: Folder, name: bytes) -> Folder | None:
         found = known.get(join(parent.path, name))
-        return found.folder if found is not None else explorer.inner(parent, name)
+        return explorer.inner(parent, name) if found is None else found
 
     # Folders from the root down, then nodes from the leaves up: depth costs no stack.
-    root = known[b""].folder if known else explorer.root(lens)
+    root = known[b""] if known else explorer.root(lens)
     order: list[tuple[Folder, Folder | None, bytes]] = [(root, None, b"")]
     for folder, _, _ in order:
         tick()

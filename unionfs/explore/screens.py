@@ -49,19 +49,20 @@ class Page(ModalScreen[None]):
     """Lines of text in a box. Escape, q or enter close it."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape,q,enter", "dismiss(None)", "Close", key_display="esc"),
+        Binding("escape,q,enter,ctrl+c", "dismiss(None)", "Close", key_display="esc"),
     ]
 
     def __init__(self, title: str, lines: Sequence[tuple[str, str]]) -> None:
         super().__init__()
         self._title = title
         self._lines = lines
+        self._list = TextList([])
 
     def compose(self) -> ComposeResult:
-        """Make the widgets."""
+        """Put the widgets together."""
         with Vertical(classes="box") as box:
             box.border_title = Content(self._title)
-            yield TextList([], id="lines")
+            yield self._list
         yield Footer(compact=True, show_command_palette=False)
 
     def on_mount(self) -> None:
@@ -73,13 +74,12 @@ class Page(ModalScreen[None]):
         self.call_after_refresh(self._fill)
 
     def _fill(self) -> None:
-        lines = self.query_one(TextList)
-        width = lines.scrollable_content_region.width - 2
+        width = self._list.scrollable_content_region.width - 2
         if width > 0:
-            lines.rows = [
+            self._list.rows = [
                 (f" {part}", style) for text, style in self._lines for part in wrapped(text, width)
             ]
-            lines.renew(lines.cursor)
+            self._list.renew(self._list.cursor)
 
 
 class _WasteList(RowList):
@@ -114,16 +114,17 @@ class Waste(ModalScreen[bytes | None]):
     """The list of wasted bytes; returns the path to go to."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape,q,w", "dismiss(None)", "Close", key_display="esc"),
+        Binding("escape,q,w,ctrl+c", "dismiss(None)", "Close", key_display="esc"),
         Binding("enter", "go", "Go to", show=True),
     ]
 
     def __init__(self, report: Report) -> None:
         super().__init__()
         self._report = report
+        self._list = _WasteList(report)
 
     def compose(self) -> ComposeResult:
-        """Make the widgets."""
+        """Put the widgets together."""
         report = self._report
         with Vertical(classes="box") as box:
             box.border_title = Content(
@@ -134,7 +135,7 @@ class Waste(ModalScreen[bytes | None]):
                 Text(f" {'BYTES':>8} {'COPIES':>{_COPIES}}  {'LAYERS':<{_LAYERS}} PATH"),
                 classes="heading",
             )
-            yield _WasteList(report)
+            yield self._list
         yield Footer(compact=True, show_command_palette=False)
 
     def on_row_list_chosen(self) -> None:
@@ -143,9 +144,8 @@ class Waste(ModalScreen[bytes | None]):
 
     def action_go(self) -> None:
         """Return the path under the cursor."""
-        rows = self.query_one(_WasteList)
-        if rows.count():
-            self.dismiss(self._report.paths[rows.cursor].path)
+        if self._list.count():
+            self.dismiss(self._report.paths[self._list.cursor].path)
 
 
 class Prompt(ModalScreen[tuple[str, bool] | None]):
@@ -163,29 +163,28 @@ class Prompt(ModalScreen[tuple[str, bool] | None]):
         self._value = value
         self._hint = hint
         self._is_regex = is_regex
+        self._box = Vertical(classes="box line")
         if is_regex is not None:
             self._bindings.bind("ctrl+r", "regex", "Text or regex")
 
     def compose(self) -> ComposeResult:
-        """Make the widgets."""
-        with Vertical(classes="box line"):
-            yield Input(self._value, select_on_focus=False)
+        """Put the widgets together."""
+        with self._box:
+            # Selected, so that what is typed takes its place.
+            yield Input(self._value, select_on_focus=True)
             if self._hint:
                 yield Static(Text(self._hint), classes="hint")
+        self._say_kind()
         yield Footer(compact=True, show_command_palette=False)
 
-    def on_mount(self) -> None:
-        """Name the box."""
-        self._name_box()
-
-    def _name_box(self) -> None:
+    def _say_kind(self) -> None:
         kind = {None: "", True: " (regular expression)", False: " (text)"}[self._is_regex]
-        self.query_one(".box").border_title = Content(self._title + kind)
+        self._box.border_title = Content(self._title + kind)
 
     def action_regex(self) -> None:
         """Switch between text and regular expression."""
         self._is_regex = not self._is_regex
-        self._name_box()
+        self._say_kind()
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         """Return what was typed."""
@@ -196,7 +195,7 @@ class Choice(ModalScreen[str | None]):
     """A question with one key for each answer; returns the word of the answer."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape,n,q", "dismiss(None)", "No", key_display="esc"),
+        Binding("escape,n,q,ctrl+c", "dismiss(None)", "No", key_display="esc"),
     ]
 
     def __init__(self, question: str, answers: Sequence[tuple[str, str]]) -> None:
@@ -206,7 +205,7 @@ class Choice(ModalScreen[str | None]):
             self._bindings.bind(key, f"dismiss('{word}')", word.capitalize())
 
     def compose(self) -> ComposeResult:
-        """Make the widgets."""
+        """Put the widgets together."""
         with Vertical(classes="box line"):
             yield Static(Text(self._question))
         yield Footer(compact=True, show_command_palette=False)
@@ -216,7 +215,7 @@ class Busy(ModalScreen[None]):
     """Something is going on; escape gives it up."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "give_up", "Stop it", key_display="esc"),
+        Binding("escape,ctrl+c", "give_up", "Stop it", key_display="esc"),
     ]
 
     def __init__(self, title: str, text: Callable[[], str], give_up: Callable[[], None]) -> None:
@@ -224,12 +223,13 @@ class Busy(ModalScreen[None]):
         self._title = title
         self._text = text
         self._give_up = give_up
+        self._progress = Static(Text(text()))
 
     def compose(self) -> ComposeResult:
-        """Make the widgets."""
+        """Put the widgets together."""
         with Vertical(classes="box line") as box:
             box.border_title = Content(self._title)
-            yield Static(Text(self._text()), id="progress")
+            yield self._progress
         yield Footer(compact=True, show_command_palette=False)
 
     def on_mount(self) -> None:
@@ -237,7 +237,7 @@ class Busy(ModalScreen[None]):
         self.set_interval(0.2, self._look)
 
     def _look(self) -> None:
-        self.query_one("#progress", Static).update(Text(self._text()))
+        self._progress.update(Text(self._text()))
 
     def action_give_up(self) -> None:
         """Stop the work; whoever does it closes this."""

@@ -106,8 +106,9 @@ def verdict(where: Where, top: int, path: bytes) -> list[tuple[str, str]]:
         told.append((f"  and {len(words) - _SHOWN} more lines of `unionfs explain`", "dim"))
     if found.advice:
         told += [("", ""), *((f"unionfs: {line}", "link") for line in found.advice)]
-    if looked_at != where:
-        told += [("", ""), (f"With all layers: {explain(where, path).words}", "strong")]
+    whole = found if looked_at == where else explain(where, path)
+    if whole.words != found.words:
+        told += [("", ""), (f"With all layers: {whole.words}", "strong")]
     return told
 
 
