@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -258,6 +259,16 @@ def test_reserved_and_too_long_names(layers: MakeLayers) -> None:
     assert explain(where, b"/" + b"n" * 256).verdict is Verdict.TOO_LONG
 
 
+@pytest.mark.parametrize(
+    ("length", "said"), [(242, ()), (243, ("AUFS lists it",)), (252, ("no `.wh.` file can hide",))]
+)
+def test_long_names_are_told(length: int, said: tuple[str, ...], layers: MakeLayers) -> None:
+    answer = explain(layers(f"d/ d/n*{length}"), b"/d/" + b"n" * length)
+    assert answer.verdict is Verdict.VISIBLE
+    assert len(answer.advice) == len(said)
+    assert all(part in text for part, text in zip(said, answer.advice, strict=True))
+
+
 def test_odd_bytes_survive_json_and_text(layers: MakeLayers, run: Run, tmp_path: Path) -> None:
     layers(r"a\n\xff ‖ .wh.a\n\xff")
     name = os.fsdecode(b"/a\n\xff")
@@ -345,3 +356,47 @@ def test_cost_grows_with_layers_and_depth_only(
     monkeypatch.setattr(os, "listdir", forbidden)
     assert explain(where, b"/a/b/f").verdict is Verdict.HIDDEN
     assert explain(where.without_rw(), b"/a/b/g").layer == 3
+
+
+def test_many_paths_cost_no_more_than_a_few(
+    layers: MakeLayers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every call into the kernel is counted: the same with 5 paths and with 5000 more."""
+    where = layers("a/ a/b/ a/b/f a/b/gone ‖ a/ a/b/ a/b/.wh.gone ‖ c/")
+    known = (b"/a/b/f", b"/a/b/gone", b"/a/b/.wh.x")
+    unknown = (b"/a/b/f/x", b"/" + b"n" * 200, b"/a/x")
+    small = calls_of(where, known, monkeypatch), calls_of(where, unknown, monkeypatch)
+    for folder in range(5):
+        inner = tmp_path / "layer1" / "a" / "b" / f"d{folder}"
+        inner.mkdir()
+        for name in range(1000):
+            os.mknod(inner / f"n{name}")
+    assert (calls_of(where, known, monkeypatch), calls_of(where, unknown, monkeypatch)) == small
+    assert not {"listdir", "scandir"} & small[0].keys()
+    # Nearest names are those of one directory in each layer, and of those above it.
+    nearest = calls_of(where, (b"/a/b/d4/n99x",), monkeypatch)
+    assert nearest["scandir"] <= 3 * 4 + 3
+    assert sum(nearest.values()) < 100
+
+
+def calls_of(
+    where: Where, paths: tuple[bytes, ...], monkeypatch: pytest.MonkeyPatch
+) -> dict[str, int]:
+    """Return how often `explain` calls each function that asks the kernel."""
+    counts: dict[str, int] = {}
+
+    def counting(name: str) -> Callable[..., object]:
+        function = getattr(os, name)
+
+        def call(*words: object, **more: object) -> object:
+            counts[name] = counts.get(name, 0) + 1
+            return function(*words, **more)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        for name in ("open", "stat", "getxattr", "listxattr", "readlink", "scandir", "listdir"):
+            patch.setattr(os, name, counting(name))
+        for path in paths:
+            explain(where, path)
+    return counts

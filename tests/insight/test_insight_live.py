@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from support import image_builder
 from support.commands import CHECKOUT
+from support.faults import EXPECTED, FAULTS
+from support.layers import layer_tar
 from support.workspace import Workspace, workspace
 
 pytestmark = [pytest.mark.fuse, pytest.mark.timeout(300)]
@@ -91,6 +93,33 @@ def test_the_real_image_has_its_one_fault_and_no_other(place: Workspace) -> None
         assert [(item["rule"], item["layer"], item["path"]) for item in found] == [
             ("whiteout-beside-entry", 4, "/opt/.wh.tool")
         ]
+
+
+def test_seeded_faults_in_a_debian_are_found_and_nothing_else(place: Workspace) -> None:
+    """A layer full of faults over the real image; the fault of the image stays found."""
+    tar = place.path / "faults.tar"
+    (place.path / ".run" / "faults.tar").write_bytes(layer_tar(FAULTS))
+    place.give(place.path / ".run" / "faults.tar", tar.name)
+    done = place.sh("unionfs import rootfs:faults.tar --parent demo/app -t demo/faulty:latest")
+    assert done.returncode == 0, done.stderr
+    found = answer(place, "lint", "demo/faulty", "--fail-on", "never")["findings"]
+    assert {(item["rule"], os.fsencode(item["path"])[1:], item["layer"]) for item in found} == {
+        *((rule, path, 5) for rule, path in EXPECTED),
+        ("whiteout-beside-entry", b"opt/.wh.tool", 4),
+    }
+    assert len(found) == len(EXPECTED) + 1
+
+
+def test_engines_agree_on_a_debian(place: Workspace) -> None:
+    """The mount, our union and the specification; and the tools by themselves on one fault."""
+    words = ("compare", "mnt", "--engines", "oci,unionfs,fuse-overlayfs")
+    document = answer(place, *words, status=1)
+    assert [item["state"] for item in document["engines"]] == ["ok"] * 4
+    (item,) = document["differences"]
+    assert item["path"] == "/opt/tool"
+    assert [view["engine"] for view in item["views"]] == ["fuse-overlayfs"]
+    assert [reason["rule"] for reason in item["reasons"]] == ["whiteout-beside-entry"]
+    assert not list((place.path / ".tmp").iterdir())
 
 
 def test_archive_and_stored_image_have_the_same_findings(place: Workspace) -> None:

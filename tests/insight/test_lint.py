@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import stat
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import pytest
 from support.commands import Run
+from support.engine_fs import fingerprint
+from support.faults import EXPECTED, FAULTS
 from support.insight import MakeImage, MakeLayers, empty_markers, parse
 from support.layers import Member, image_of, layer_tar
 from support.literal import lay_out_all
@@ -154,8 +157,6 @@ def test_stored_image_is_checked_as_it_came(image: MakeImage, run: Run) -> None:
     image("d/ d/old x ‖ .wh.d d/ d/new .wh.nope")
     done = run("lint", "demo/app:v1", "--json")
     assert done.status == 1
-    import json
-
     document = json.loads(done.out)
     assert [(item["rule"], item["path"], item["layer"]) for item in document["findings"]] == [
         ("whiteout-beside-entry", "/.wh.d", 2),
@@ -198,48 +199,6 @@ def test_odd_names_stay_on_one_line(layers: MakeLayers, run: Run, tmp_path: Path
 # -- a real image with faults ------------------------------------------------------
 
 
-FAULTS = (
-    Member(b"usr/", "dir"),
-    Member(b"usr/share/", "dir"),
-    Member(b"usr/share/common-licenses/", "dir"),
-    Member(b"usr/share/common-licenses/.wh..wh..opq"),
-    Member(b"usr/share/common-licenses/.wh.GPL-3"),
-    Member(b"etc/", "dir"),
-    Member(b"etc/.wh.motd"),
-    Member(b"etc/motd", data=b"new"),
-    Member(b"etc/.wh.passwd-", "symlink", target=b"x"),
-    Member(b"etc/.wh.no-such-file"),
-    Member(b"etc/Hostname"),
-    Member(b"etc/hostname"),
-    Member(b"etc/.wh.issue", data=b"text"),
-    Member(b"etc/null", "char"),
-    Member(b".wh..wh.plnk/", "dir"),
-    Member(b"bin/hello"),
-    Member(b"tmp/x"),
-    Member(b"var/no/.wh.such"),
-    Member(b"opt/", "dir"),
-    Member(b"opt/" + b"n" * 252),
-    Member(b"srv/", "dir"),
-    Member(b"srv/l", "hardlink", target=b"etc/debian_version"),
-)
-EXPECTED = {
-    ("whiteout-in-opaque", b"usr/share/common-licenses/.wh.GPL-3"),
-    ("whiteout-beside-entry", b"etc/.wh.motd"),
-    ("whiteout-not-regular", b"etc/.wh.passwd-"),
-    ("dangling-whiteout", b"etc/.wh.no-such-file"),
-    ("case-collision", b"etc/hostname"),
-    ("whiteout-not-empty", b"etc/.wh.issue"),
-    ("device-zero", b"etc/null"),
-    ("mixed-dialects", b"etc/null"),
-    ("aufs-metadata", b".wh..wh.plnk"),
-    ("parent-is-link", b"bin"),
-    ("implied-directory", b"tmp"),
-    ("whiteout-makes-directory", b"var/no/.wh.such"),
-    ("name-over-251", b"opt/" + b"n" * 252),
-    ("hardlink-to-lower", b"srv/l"),
-}
-
-
 def test_seeded_faults_are_found_and_nothing_else() -> None:
     base = layer_tar(
         [
@@ -254,7 +213,7 @@ def test_seeded_faults_are_found_and_nothing_else() -> None:
             ),
             *(
                 Member(b"etc/" + name, data=b"text")
-                for name in (b"motd", b"passwd-", b"issue", b"debian_version", b"passwd")
+                for name in (b"motd", b"issue.net", b"issue", b"debian_version", b"passwd")
             ),
             Member(b"bin", "symlink", target=b"usr/bin"),
             Member(b"tmp/", "dir", mode=0o1777),
@@ -307,6 +266,60 @@ def test_fix_of_a_rw_branch_over_an_image(image: MakeImage, run: Run, tmp_path: 
     assert run("lint", "demo/app:v1", "--rw", rw, "--fail-on", "info").status == 0
     assert stat.S_ISREG((rw / ".wh.a").stat().st_mode)
     assert not (rw / ".wh.none").exists()
+
+
+def test_copy_of_an_image_is_fixed(
+    image: MakeImage, run: Run, tmp_path: Path, store_root: Path, layers: MakeLayers
+) -> None:
+    """Whatever may not be touched: an image, its archive, the branches of somebody else."""
+    text = "d/ d/x e/ e/old f ‖ e/ e/new .wh.e d/ d/.wh..wh..opq d/.wh.x d/z f .wh.f .wh.nope"
+    image(text)
+    before = fingerprint(store_root)
+    where = layers(text)
+    copy = tmp_path / "copy"
+    dry = run("lint", "demo/app:v1", "--fix", "--copy", copy, "--json")
+    document = json.loads(dry.out)
+    assert (dry.status, document["done"], document["copy"]) == (1, False, [])
+    assert "layer 2: mark as opaque /e (whiteout-beside-entry)" in document["actions"]
+    assert not copy.exists()
+    done = run("lint", "demo/app:v1", "--fix", "--copy", copy, "--write")
+    assert done.out.splitlines()[-2:] == [f"copy: {copy}/layer2", f"copy: {copy}/layer1"]
+    fixed = of_directories([bytes(copy / "layer2"), bytes(copy / "layer1")])
+    assert lint(fixed) == []
+    assert tree_of(fixed) == tree_of(where)
+    assert fingerprint(store_root) == before
+    again = run("lint", "demo/app:v1", "--fix", "--copy", copy, "--write")
+    assert again.status == 1
+    assert "exists" in again.err
+    archive = tmp_path / "root.tar"
+    archive.write_bytes(layer_tar(parse("x .wh.x").layers[0]))
+    other = tmp_path / "other"
+    assert run("lint", archive, "--fix", "--copy", other, "--write").status == 1
+    assert os.listdir(other / "layer1") == ["x"]
+
+
+def test_copy_keeps_everything(run: Run, tmp_path: Path) -> None:
+    """Owners, devices, links, times, attributes and names too long for a whiteout's file."""
+    members = [
+        Member(b"./", "dir", mode=0o711, mtime=9),
+        Member(b"d/", "dir", mode=0o750, uid=7, mtime=5),
+        Member(b"d/f", data=b"hello", mode=0o4755, uid=12, gid=34, mtime=1.5),
+        Member(b"d/g", "hardlink", target=b"d/f"),
+        Member(b"d/l", "symlink", target=b"t", uid=3),
+        Member(b"d/null", "char", rdev=(1, 3), xattrs=()),
+        Member(b"a\n\xff/x", data=b"1", xattrs=(("user.n", b"\0v"),)),
+        Member(b".wh." + b"n" * 252),
+    ]
+    archive = tmp_path / "root.tar"
+    archive.write_bytes(layer_tar(members))
+    copy = tmp_path / "copy"
+    run("lint", archive, "--fix", "--copy", copy, "--write", "--ignore", "dangling-whiteout")
+    done = run("compare", "--layer", copy / "layer1", "--engines", "oci,unionfs", "--json")
+    assert done.status == 0, done.out
+    original = run("compare", archive, "--engines", "oci,unionfs", "--json")
+    assert json.loads(done.out)["digest"] == json.loads(original.out)["digest"]
+    (long,) = [path for path in (copy / "layer1").iterdir() if path.name.startswith(".wh.")]
+    assert long.read_bytes() == b"n" * 252
 
 
 def test_images_are_never_fixed(image: MakeImage, run: Run) -> None:

@@ -77,7 +77,8 @@ def test_markers_name_what_they_hide(layers: MakeLayers) -> None:
         (3, "whiteout", b"d", [(b"d", 0, 2), (b"d/b", 2, 1)]),
         (3, "whiteout", b"f", [(b"f", 5, 1)]),
     ]
-    assert found.markers[2].reason == "the layers below have no such name"
+    assert found.markers[2].reason == "no layer of this image ever had such a name"
+    assert [marker.foreign for marker in found.markers] == [False, False, True, False, False]
     assert found.wasted == found.size == 4 + 2 + 3 + 5
     assert [(layer.size, layer.wasted) for layer in found.layers] == [(14, 14), (0, 0), (0, 0)]
 
@@ -87,8 +88,30 @@ def test_why_a_marker_hides_nothing(layers: MakeLayers) -> None:
     assert {(m.path, m.reason) for m in found.markers if not m.hides} == {
         (b"y", "there is no layer below"),
         (b"d/x", "the directory around it is hidden or opaque in the same layer"),
-        (b"p", "the layers below have nothing in this directory"),
+        (b"p", "no layer of this image ever had such a name"),
     }
+
+
+def test_what_is_gone_already_is_not_foreign(layers: MakeLayers) -> None:
+    found = report(layers("d/ x ‖ d/ d/.wh..wh..opq .wh.x ‖ .wh.x"))
+    assert {(m.path, m.reason, m.foreign) for m in found.markers if not m.hides} == {
+        (b"d", "the layers below have nothing in this directory", False),
+        (b"x", "the layers below have no such name any more", False),
+    }
+
+
+def test_markers_that_the_store_left_out_are_told(image: MakeImage, run: Run) -> None:
+    """Ingest drops whiteouts that hide nothing; who ships them should know."""
+    image("a d/ d/x ‖ .wh.nope d/ d/.wh.x d/.wh..wh..opq p/.wh..wh..opq")
+    document = run("whiteouts", "demo/app:v1", "--json").json()
+    assert [(m["marker"], m["count"], m["foreign"]) for m in document["markers"]] == [
+        ("/d/.wh..wh..opq", 1, False),
+        ("/d/.wh.x", 0, False),
+        ("/.wh.nope", 0, True),
+        ("/p/.wh..wh..opq", 0, True),
+    ]
+    text = run("whiteouts", "demo/app:v1").out
+    assert "layer 2: /.wh.nope hides nothing: no layer of this image ever had such a name" in text
 
 
 @pytest.mark.parametrize(

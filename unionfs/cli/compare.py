@@ -20,6 +20,7 @@ import click
 from unionfs.cli import output
 from unionfs.cli.group import root_option, verbose_option
 from unionfs.cli.signals import orderly_end
+from unionfs.cli.upto import upto_option, wanted_layer
 from unionfs.cli.where import (
     WHERE,
     Options,
@@ -69,6 +70,7 @@ class _Engines(click.ParamType[tuple[str, ...]]):
 @click.command("compare")
 @click.argument("words", metavar="[WHERE]", nargs=-1, type=WHERE)
 @where_options
+@upto_option
 @click.option(
     "--engines",
     type=_Engines(),
@@ -155,7 +157,7 @@ def _compare(
 
 def _live(word: str | None) -> MountRecord | None:
     """Return the mount that WHERE means, if it is one that answers."""
-    mount = None if word is None else inside_mount(word)
+    mount = None if word is None or wanted_layer() is not None else inside_mount(word)
     if mount is None or mount.record is None or word is None or not os.path.isdir(word):
         return None
     return mount.record if mount.target == os.path.realpath(os.fsencode(word)) else None

@@ -1,7 +1,8 @@
 """`unionfs lint`: what implementations disagree about in layers, and its repair.
 
 JSON: `findings` (`rule`, `severity`, `title`, `layer`, `rw`, `branch`, `path`, `detail`, `shows`,
-`fix`, `fixable`), `counts` (by severity), and with `--fix` `actions` (texts) and `done`.
+`fix`, `fixable`), `counts` (by severity), and with `--fix` `actions` (texts) and `done`,
+with `--copy` `copy` (the layers' directories, top first).
 
 Exit status: 0 nothing at or above --fail-on; 1 something.
 """
@@ -9,12 +10,15 @@ Exit status: 0 nothing at or above --fail-on; 1 something.
 from __future__ import annotations
 
 import contextlib
+import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from unionfs.cli import output
 from unionfs.cli.group import root_option, verbose_option
+from unionfs.cli.signals import orderly_end
 from unionfs.cli.where import (
     WHERE,
     Options,
@@ -27,6 +31,7 @@ from unionfs.errors import UsageError, show
 
 if TYPE_CHECKING:
     from unionfs.insight.lint import Finding
+    from unionfs.insight.where import Where
 
 __all__ = ["command"]
 
@@ -49,6 +54,12 @@ _LEVELS: Final = ("error", "warning", "info")
 @click.option("--rules", "list_rules", is_flag=True, help="Explain all rules and stop.")
 @click.option("--fix", is_flag=True, help="Show how to repair a rw branch or plain directories.")
 @click.option("--write", is_flag=True, help="With --fix: do it.")
+@click.option(
+    "--copy",
+    metavar="DIR",
+    type=click.Path(),
+    help="With --fix: repair a copy of all layers, DIR/layer1 the base, of whatever WHERE is.",
+)
 @output.json_option
 @root_option
 @verbose_option
@@ -65,6 +76,7 @@ def command(
     list_rules: bool,
     fix: bool,
     write: bool,
+    copy: str | None,
     as_json: bool,
 ) -> int:
     """Find what implementations disagree about, and repair it.
@@ -78,8 +90,8 @@ def command(
     for rule in ignore:
         if rule not in RULES:
             raise UsageError(f"--ignore {show(rule)}: no such rule; --rules lists them")
-    if write and not fix:
-        raise UsageError("--write is for --fix")
+    if (write or copy is not None) and not fix:
+        raise UsageError("--write and --copy are for --fix")
     if list_rules:
         _explain(list(RULES), as_json=as_json)
         return 0
@@ -89,14 +101,11 @@ def command(
     found = [item for item in found if item.rule.id not in ignore]
     document: dict[str, Any] = {}
     if fix:
-        from unionfs.insight.fix import apply, plan  # noqa: PLC0415  # help stays fast
-
-        if where is None or all(named.entry is not None for named in where.branches):
-            raise UsageError("--fix is for a rw branch (--rw) or plain directories (--layer)")
-        actions = plan(where, found)
-        if write:
-            apply(actions)
-        document = {"actions": [str(action) for action in actions], "done": write}
+        document = (
+            _fix(where, found, write=write)
+            if copy is None
+            else _fix_copy(word, options, copy, ignore, write=write)
+        )
     if as_json:
         counts = {level: sum(_level(item) == level for item in found) for level in _LEVELS}
         output.write_json(
@@ -107,12 +116,61 @@ def command(
             output.result(_line(item))
         for action in document.get("actions", ()):
             output.result(f"{'done' if write else 'would'}: {action}")
+        for path in document.get("copy", ()):
+            output.result(f"copy: {show(path)}")
         if explained:
             _explain(list(dict.fromkeys(item.rule.id for item in found)), as_json=False)
     worst_found = worst(found)
     if fail_on == "never" or worst_found is None:
         return 0
     return int(_LEVELS.index(worst_found.name.lower()) <= _LEVELS.index(fail_on))
+
+
+def _fix(where: Where | None, found: Sequence[Finding], *, write: bool) -> dict[str, Any]:
+    """Repair the branches themselves."""
+    from unionfs.insight.fix import apply, plan  # noqa: PLC0415  # help stays fast
+
+    if where is None or all(named.entry is not None for named in where.branches):
+        raise UsageError(
+            "--fix is for a rw branch (--rw) or plain directories (--layer); of other layers"
+            " --copy DIR makes a copy to repair"
+        )
+    actions = plan(where, found)
+    if write:
+        apply(actions)
+    return {"actions": [str(action) for action in actions], "done": write}
+
+
+def _fix_copy(
+    word: str | None, options: Options, copy: str, ignore: Sequence[str], *, write: bool
+) -> dict[str, Any]:
+    """Copy the layers as they were shipped, and repair that; without `write` somewhere else."""
+    from unionfs.insight.copies import copied  # noqa: PLC0415  # help stays fast
+    from unionfs.insight.engines.layers import of_archive, of_where  # noqa: PLC0415  # help stays fast
+    from unionfs.insight.engines.workplace import workplace  # noqa: PLC0415  # help stays fast
+    from unionfs.insight.fix import apply, plan  # noqa: PLC0415  # help stays fast
+    from unionfs.insight.lint import lint  # noqa: PLC0415  # help stays fast
+    from unionfs.insight.where import of_directories  # noqa: PLC0415  # help stays fast
+
+    with orderly_end(), contextlib.ExitStack() as stack:
+        place = stack.enter_context(workplace())
+        image = None if word is None or options.rw else archived_image(stack, word)
+        sources = (
+            of_where(locate(word, options), place) if image is None else of_archive(image, None)
+        )
+        target = os.fsencode(copy) if write else os.path.join(place, b"copy")
+        with copied(sources, target) as paths:
+            where = of_directories(paths)
+            found = [item for item in lint(where) if item.rule.id not in ignore]
+            actions = plan(where, found)
+            if write:
+                apply(actions)
+    made = [os.path.join(os.path.abspath(target), os.path.basename(path)) for path in paths]
+    return {
+        "actions": [str(action) for action in actions],
+        "done": write,
+        "copy": made if write else [],
+    }
 
 
 def _level(item: Finding) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Sequence
+from typing import Final
 
 import attrs
 
@@ -24,6 +25,9 @@ from unionfs.insight.probe import Barrier, Barring, Probe, kind_name, probe, spl
 from unionfs.insight.where import NamedBranch, Where
 
 __all__ = ["explain"]
+
+#: The longest name that AUFS reaches: 255 minus room for its temporary names.
+_AUFS_MAX: Final = 242
 
 
 def explain(where: Where, path: bytes) -> Explanation:
@@ -152,7 +156,7 @@ def _visible(
     entry = probes[top].entry
     if entry is not None and entry.fmt == stat.S_IFDIR:
         inner = children(where, branches, facts, closed, parts)
-    advice = []
+    advice = _long_names(parts)
     own = b"/".join(parts)
     if any(item.kind is Barring.WHITEOUT and item.at == own for item in probes[top].barriers):
         advice.append(
@@ -179,6 +183,17 @@ def _visible(
         children=inner,
         advice=tuple(advice),
     )
+
+
+def _long_names(parts: Sequence[bytes]) -> list[str]:
+    """Say what the length of a visible name means to those who want to delete or reach it."""
+    longest = max(map(len, parts), default=0)
+    if longest > whiteout.MAX_NAME:
+        what = "no `.wh.` file can hide it; only unionfs knows the whiteouts that can"
+        return [f"a name in it has {longest} bytes: {what}"]
+    if longest > _AUFS_MAX:
+        return [f"a name in it has {longest} bytes: AUFS lists it, but reaches {_AUFS_MAX} at most"]
+    return []
 
 
 def _hidden(where: Where, found: Explanation, closed: tuple[int, Barrier]) -> Explanation:

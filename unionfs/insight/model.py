@@ -74,19 +74,6 @@ class Tree:
             node = node.children.get(part) if node is not None else None
         return node
 
-    def blocker(self, path: bytes) -> tuple[bytes, Node] | None:
-        """Return the first ancestor of a path that is not a directory, if there is one."""
-        node, at = self.root, b""
-        for part in path.split(b"/")[:-1]:
-            inner = node.children.get(part)
-            if inner is None:
-                return None
-            at = join(at, part)
-            if not inner.is_dir:
-                return at, inner
-            node = inner
-        return None
-
     def walk(self, node: Node | None = None, path: bytes = b"") -> Iterator[tuple[bytes, Node]]:
         """Yield (path, node) of everything below a node (None: the root), parents first."""
         pending = [(path, self.root if node is None else node)]

@@ -30,6 +30,7 @@ from unionfs.insight.where import NamedBranch
 from unionfs.store.export import replay_layer
 
 __all__ = [
+    "LEFT_OUT",
     "Item",
     "Shipped",
     "archive_branches",
@@ -48,6 +49,12 @@ _TYPES: Final = {
     Kind.FIFO: stat.S_IFIFO,
     Kind.HARDLINK: stat.S_IFREG,
 }
+#: How notes of the store end that tell of markers which it did not keep.
+LEFT_OUT: Final = (
+    "a whiteout that hides nothing was left out",
+    "marked opaque, but there is no such directory",
+    "more warnings",
+)
 #: Names that no disk can hold are a finding, not an error; nothing is written here.
 _LIMITS: Final = attrs.evolve(DEFAULT, component=DEFAULT.path)
 _OVERLAY_XATTRS: Final = ("trusted.overlay.", "user.overlay.")

@@ -21,7 +21,7 @@ import attrs
 
 from unionfs.insight.model import Effect, Lost, Tree
 from unionfs.insight.probe import kind_name
-from unionfs.insight.shipped import Item, Shipped, read_branch
+from unionfs.insight.shipped import LEFT_OUT, Item, Shipped, read_branch, read_stored
 from unionfs.insight.where import NamedBranch, Where
 
 __all__ = ["Account", "Hidden", "LayerWaste", "MarkerReport", "PathWaste", "Report", "report"]
@@ -42,7 +42,8 @@ class MarkerReport:
     """A whiteout or opaque marker. `path` is what it hides (the directory, when opaque).
 
     `marker` is the path of the marker itself. `hides` is everything hidden, parents first;
-    `reason` says why a dangling one hides nothing.
+    `reason` says why a dangling one hides nothing. `foreign` says that no layer below ever shipped
+    what it would hide: it was made for another image, or its layers were put in another order.
     """
 
     branch: NamedBranch
@@ -51,6 +52,7 @@ class MarkerReport:
     marker: bytes
     hides: tuple[Hidden, ...]
     reason: str = ""
+    foreign: bool = False
 
     @property
     def bytes_hidden(self) -> int:
@@ -177,6 +179,7 @@ class Report:
                     "sizeBytes": marker.bytes_hidden,
                     "dangling": not marker.hides,
                     "reason": marker.reason,
+                    "foreign": marker.foreign,
                     "hides": [
                         {
                             "path": b"/" + item.path,
@@ -200,6 +203,8 @@ class Account:
         self._markers: list[MarkerReport] = []
         self._copies: dict[bytes, list[int]] = {}
         self._items: list[tuple[bytes, Item, int]] = []
+        #: Every path that some layer so far has shipped, with its parents, visible or not.
+        self._ever: set[bytes] = {b""}
 
     def layer(self, shipped: Shipped, effects: Sequence[Effect]) -> None:
         """Count a layer and what `Tree.apply` said that it does."""
@@ -214,6 +219,11 @@ class Account:
             if effect.kind != "entry":
                 self._markers.append(self._marker(shipped, effect))
                 self._removed(effect)
+        for path in shipped.entries:
+            at = path
+            while at not in self._ever:
+                self._ever.add(at)
+                at = at.rpartition(b"/")[0]
 
     def _removed(self, effect: Effect) -> None:
         """Count every removed file as an occurrence of its path without bytes.
@@ -227,9 +237,10 @@ class Account:
                 self._copies.setdefault(lost.path, []).append(0)
 
     def _marker(self, shipped: Shipped, effect: Effect) -> MarkerReport:
-        reason = ""
+        reason, foreign = "", False
         if not effect.lost:
-            reason = _why_nothing(shipped, effect)
+            foreign = not effect.covered and effect.path not in self._ever
+            reason = _why_nothing(shipped, effect, foreign=foreign)
         return MarkerReport(
             shipped.branch,
             effect.kind,
@@ -237,6 +248,7 @@ class Account:
             effect.item.path,
             tuple(_hidden(lost) for lost in effect.lost),
             reason,
+            foreign,
         )
 
     def report(self, tree: Tree) -> Report:
@@ -270,25 +282,33 @@ def _hidden(lost: Lost) -> Hidden:
     return Hidden(lost.path, lost.item.fmt, lost.item.size, lost.layer)
 
 
-def _why_nothing(shipped: Shipped, effect: Effect) -> str:
+def _why_nothing(shipped: Shipped, effect: Effect, *, foreign: bool) -> str:
     if effect.covered:
         return "the directory around it is hidden or opaque in the same layer"
     if shipped.branch.number == 1:
         return "there is no layer below"
+    if foreign:
+        return "no layer of this image ever had such a name"
     if effect.kind == "opaque":
         return "the layers below have nothing in this directory"
-    return "the layers below have no such name"
+    return "the layers below have no such name any more"
 
 
 def report(where: Where, seen_one: Callable[[], None] = lambda: None) -> Report:
     """Read all branches and report. Cost: every entry of every layer, once.
+
+    The bytes of layers that came with markers that hide nothing are read as well.
 
     `seen_one` is called after every entry read; what it raises ends the work.
     """
     tree = Tree()
     account = Account()
     for named in reversed(where.branches):
-        shipped = read_branch(named, seen_one)
+        if any(note.endswith(LEFT_OUT) for note in named.notes):
+            # The store keeps no marker that hides nothing; the archive has them.
+            shipped = read_stored(named)
+        else:
+            shipped = read_branch(named, seen_one)
         account.layer(shipped, tree.apply(shipped))
     return account.report(tree)
 
