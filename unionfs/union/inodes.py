@@ -9,13 +9,18 @@ A number that is taken by something else gives way to a synthetic one.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import os
+import stat
 from collections.abc import Iterable
 from typing import Final
 
+from unionfs.branch import Status, Writer
+from unionfs.branch.branch import proc_path
 from unionfs.union.node import Key, Node
 
-__all__ = ["ROOT_INO", "Inodes"]
+__all__ = ["ROOT_INO", "Inodes", "keep_number", "read_number"]
 
 ROOT_INO: Final = 1
 _DEVICE_SHIFT: Final = 48
@@ -70,3 +75,23 @@ class Inodes:
         """Remove a node that nothing refers to."""
         del self.by_ino[node.ino]
         self.forget_key(node)
+
+
+def keep_number(attribute: str, dirfd: int, name: bytes, ino: int) -> None:
+    """Keep a number on its file; one that cannot hold it may change by the next mount."""
+    with contextlib.suppress(OSError):
+        os.setxattr(proc_path(dirfd, name), attribute, b"%d" % ino, follow_symlinks=False)
+
+
+def read_number(
+    writer: Writer, attribute: str, dirfd: int, name: bytes, status: Status
+) -> int | None:
+    """Return the number that a file of the rw branch keeps, or None."""
+    can_hold = status.placeholder or status.fmt in (stat.S_IFREG, stat.S_IFDIR)
+    if not (writer.native or can_hold):
+        return None
+    try:
+        value = os.getxattr(proc_path(dirfd, name), attribute, follow_symlinks=False)
+    except OSError:
+        return None
+    return int(value) if value.isdigit() else None

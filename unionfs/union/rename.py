@@ -22,6 +22,7 @@ from unionfs.union.names import Names, check_new
 from unionfs.union.node import UPPER, DirNode, Node
 from unionfs.union.options import Attr
 from unionfs.union.tree import Tree, error
+from unionfs.union.walk import walk
 from unionfs.union.workarea import WorkArea, quiet
 
 __all__ = ["MAX_BYTES", "MAX_ENTRIES", "Rename"]
@@ -215,7 +216,7 @@ class Rename:
         node = self._tree.find(parent, name)
         if isinstance(node, DirNode):
             self._check_limits(node)
-            for inner in self._tree.walk(node):
+            for inner in walk(self._tree, node):
                 if inner.branch != UPPER and not inner.is_dir:
                     yield inner.ino
         elif node is not None and node.branch != UPPER:
@@ -223,7 +224,7 @@ class Rename:
 
     def _check_limits(self, node: DirNode) -> None:
         entries = size = 0
-        for inner in self._tree.walk(node):
+        for inner in walk(self._tree, node):
             if inner.status is not None:
                 entries += 1
                 size += 0 if inner.is_dir else inner.status.size
@@ -241,10 +242,10 @@ class Rename:
             return
         self._check_limits(node)
         self._copyup.ensure_dir(node)
-        for inner in tree.walk(node):
+        for inner in walk(tree, node):
             self._copyup.bring_up(inner)
         self._set_opaque(node)
-        for inner in tree.walk(node):
+        for inner in walk(tree, node):
             if isinstance(inner, DirNode):
                 self._drop_markers(inner)
                 tree.cut(inner)

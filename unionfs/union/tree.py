@@ -10,16 +10,14 @@ operation, so dropping them loses nothing.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from unionfs.branch import Branch, Child, DirScan, Status, Writer, merge, whiteout, xattrs
-from unionfs.branch.branch import proc_path
 from unionfs.union.dirfds import Anchors, DirFds
-from unionfs.union.inodes import ROOT_INO, Inodes
+from unionfs.union.inodes import ROOT_INO, Inodes, keep_number, read_number
 from unionfs.union.node import UPPER, DirNode, Node
 from unionfs.union.options import Attr, EngineOptions, Stats
 
@@ -287,7 +285,9 @@ class Tree:
         if known is not None and not known.is_dir:
             self.attach(known, parent, name)
             return known
-        recorded = self._recorded(fd, name, status) if position == UPPER else None
+        recorded = None
+        if position == UPPER and self.writer is not None:
+            recorded = read_number(self.writer, self.ino_xattr, fd, name, status)
         node = self.enter(parent, name, position, status, lower, recorded)
         if position != UPPER and node.nlink > 1 and self.count_links is not None:
             node.nlink = self.count_links(node)
@@ -314,16 +314,10 @@ class Tree:
         if position != UPPER:
             node.status = status
         elif self.writer is not None and self.inodes.is_synthetic(ino) and ino != recorded:
-            self._record(self.fd(parent, UPPER), name, ino)
+            keep_number(self.ino_xattr, self.fd(parent, UPPER), name, ino)
         self.inodes.add(node)
         parent.children[name] = node
         return node
-
-    def _record(self, fd: int, name: bytes, ino: int) -> None:
-        """Keep a number on its file; one that cannot hold it may change by the next mount."""
-        with contextlib.suppress(OSError):
-            path = proc_path(fd, name)
-            os.setxattr(path, self.ino_xattr, b"%d" % ino, follow_symlinks=False)
 
     def attach(self, node: Node, parent: DirNode, name: bytes) -> None:
         """Give a node one more name, or its first one back."""
@@ -355,18 +349,6 @@ class Tree:
                 node.gone = True
         elif node.more:
             node.more.remove((parent, name))
-
-    def _recorded(self, fd: int, name: bytes, status: Status) -> int | None:
-        if self.writer is None:
-            return None
-        native = self.writer.native
-        if not native and status.fmt not in (stat.S_IFREG, stat.S_IFDIR) and not status.placeholder:
-            return None
-        try:
-            value = os.getxattr(proc_path(fd, name), self.ino_xattr, follow_symlinks=False)
-        except OSError:
-            return None
-        return int(value) if value.isdigit() else None
 
     # -- attributes --------------------------------------------------------------
 
@@ -414,35 +396,3 @@ class Tree:
         if fallback is not None and stat.S_IMODE(mode) == _LEGACY_ROOT:
             return stat.S_IFMT(mode) | fallback
         return mode
-
-    def walk(self, node: DirNode) -> Iterator[Node]:
-        """Yield every visible node below a directory, parents first.
-
-        A yielded node lives at least until the next step, a directory until its content
-        has been yielded.
-        """
-        pending = [node]
-        node.opens += 1
-        try:
-            while pending:
-                current = pending[-1]
-                for name in self.names(current):
-                    found = self.find(current, name)
-                    if found is None:
-                        continue
-                    found.opens += 1
-                    if isinstance(found, DirNode):
-                        pending.insert(0, found)
-                    try:
-                        yield found
-                    finally:
-                        if not found.is_dir:
-                            found.opens -= 1
-                            self.release(found)
-                pending.pop()
-                current.opens -= 1
-                self.release(current)
-        finally:
-            for left in pending:
-                left.opens -= 1
-                self.release(left)
