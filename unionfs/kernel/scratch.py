@@ -19,7 +19,7 @@ import stat
 from collections.abc import Collection, Iterator, Sequence
 from typing import Final
 
-from unionfs import mountinfo
+from unionfs import _sys, mountinfo
 from unionfs.branch.branch import proc_path
 from unionfs.errors import UnsupportedError, show
 from unionfs.kernel import liveness, trees
@@ -135,8 +135,8 @@ def _open_devices() -> Iterator[str]:
             links += [f"/proc/{process}/fd/{fd}" for fd in os.listdir(f"/proc/{process}/fd")]
         for link in links:
             with contextlib.suppress(OSError):
-                number = os.stat(link).st_dev
-                yield f"{os.major(number)}:{os.minor(number)}"
+                major, minor = _sys.device_of(link.encode())
+                yield f"{major}:{minor}"
 
 
 def sweep(directory: bytes, named: Collection[bytes]) -> None:
