@@ -65,7 +65,8 @@ class OverlayMount(KernelMount):
         """
         overlay.mount(self.spec, self.request.target if target is None else target)
         self.recognise()
-        if self.device:
+        if target is None and self.device:
+            # Elsewhere it is a trial, or a mount that ends with its namespace.
             self._scratch.note(self.device)
 
     def finish(self) -> None:
