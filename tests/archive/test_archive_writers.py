@@ -20,10 +20,12 @@ import pytest
 
 from unionfs.archive.compression import decompress
 from unionfs.archive.entry import Entry, Kind
+from unionfs.archive.layerout import LayerOut
 from unionfs.archive.limits import Limits
 from unionfs.archive.source import SourceLayer, open_source
 from unionfs.archive.tarwrite import TarWriter
-from unionfs.archive.writers import LayerOut, write_docker_archive, write_oci, write_oci_archive
+from unionfs.archive.write_docker import write_docker_archive
+from unionfs.archive.write_oci import write_oci, write_oci_archive
 from unionfs.errors import (
     ConflictError,
     DigestMismatchError,

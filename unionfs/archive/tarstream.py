@@ -17,6 +17,7 @@ from unionfs.archive.reader import Reader
 from unionfs.archive.record import Recorder
 from unionfs.archive.sparse import Sparse, old_gnu, pax_sparse
 from unionfs.archive.tape import SeekingTape, Tape
+from unionfs.archive.tarfields import Pending, id_of, mode_of, rdev_of
 from unionfs.archive.tarheader import (
     BLOCK,
     ZERO_BLOCK,
@@ -35,11 +36,8 @@ __all__ = ["TarStream"]
 
 _CHUNK: Final = 256 * 1024
 _NANO: Final = 1_000_000_000
-#: (uid_t)-1 means "leave alone" to chown(2), so it is no owner.
-_MAX_ID: Final = 2**32 - 2
 #: Above this a ustar size field cannot say it, and PAX may differ from the field honestly.
 _USTAR_SIZE: Final = 8**11
-_MAX_RDEV: Final = 2**32 - 1
 _KINDS: Final = {
     b"0": Kind.FILE,
     b"\0": Kind.FILE,
@@ -54,18 +52,6 @@ _KINDS: Final = {
 }
 #: Members that describe no file: GNU volume label, Solaris ACL.
 _SKIPPED: Final = {b"V": "volume label", b"A": "Solaris ACL"}
-_MAX_NAMES: Final = {b"L": "name", b"K": "link name"}
-
-
-class _Pending:
-    """Extended headers that wait for the member they belong to."""
-
-    def __init__(self) -> None:
-        self.pax: list[tuple[bytes, bytes]] | None = None
-        self.names: dict[bytes, bytes] = {}
-
-    def __bool__(self) -> bool:
-        return self.pax is not None or bool(self.names)
 
 
 class TarStream:
@@ -219,7 +205,7 @@ class TarStream:
 
     def _next(self) -> Entry | None:
         """Read headers up to the next member; None at the end of the archive."""
-        pending = _Pending()
+        pending = Pending()
         while True:
             block = self._tape.take(BLOCK)
             if len(block) < BLOCK or block == ZERO_BLOCK:
@@ -236,7 +222,7 @@ class TarStream:
                 self._warn(f"{self._where()}: {_SKIPPED[header.type]} skipped")
                 self._begin(((0, header.size),), header.size)
                 self._pass_over_payload()
-                pending = _Pending()
+                pending = Pending()
             else:
                 self._entries += 1
                 self._limits.check("entries", self._entries, self._what)
@@ -262,7 +248,7 @@ class TarStream:
         if rubbish:
             self._warn(f"{self._what}: data after the end-of-archive marker is ignored")
 
-    def _extension(self, header: Header, pending: _Pending) -> None:
+    def _extension(self, header: Header, pending: Pending) -> None:
         self._limits.check("header_bytes", header.size, self._where())
         data = self._tape.take(header.size)
         padding = -header.size % BLOCK
@@ -288,7 +274,7 @@ class TarStream:
         self._index = 0
         self._left = 0
 
-    def _entry(self, header: Header, pending: _Pending) -> Entry:
+    def _entry(self, header: Header, pending: Pending) -> Entry:
         kind = _KINDS.get(header.type)
         if kind is None:
             raise HostileArchiveError(
@@ -296,8 +282,8 @@ class TarStream:
             )
         records = pending.pax or []
         values = dict(records)
-        name = self._name(header, pending, values, b"L", b"path")
-        linkname = self._name(header, pending, values, b"K", b"linkpath")
+        name = pending.choose(header, values, b"L", b"path")
+        linkname = pending.choose(header, values, b"K", b"linkpath")
         self._current = name = values.get(b"GNU.sparse.name") or name
         if header.type == b"\0" and name.endswith(b"/"):
             kind = Kind.DIRECTORY  # V7 tar had no type for directories
@@ -312,34 +298,18 @@ class TarStream:
         return Entry(
             name=name,
             kind=kind,
-            mode=self._mode(header),
-            uid=self._id(header.uid, values, b"uid"),
-            gid=self._id(header.gid, values, b"gid"),
+            mode=mode_of(header),
+            uid=id_of(header.uid, values, b"uid"),
+            gid=id_of(header.gid, values, b"gid"),
             size=size,
             mtime_ns=pax_mtime(values[b"mtime"])
             if values.get(b"mtime")
             else clamp_ns(header.mtime * _NANO),
             linkname=linkname if kind in {Kind.HARDLINK, Kind.SYMLINK} else b"",
-            rdev=self._rdev(header) if kind in {Kind.CHAR, Kind.BLOCK} else (0, 0),
+            rdev=rdev_of(header) if kind in {Kind.CHAR, Kind.BLOCK} else (0, 0),
             xattrs=self._xattrs(records),
             extents=extents,
         )
-
-    def _name(
-        self,
-        header: Header,
-        pending: _Pending,
-        values: dict[bytes, bytes],
-        long_type: bytes,
-        keyword: bytes,
-    ) -> bytes:
-        gnu = pending.names.get(long_type)
-        pax = values.get(keyword) or None
-        if gnu is not None and pax is not None and gnu != pax:
-            # GNU tar, Go and Python each choose differently here.
-            raise HostileArchiveError(f"two different {_MAX_NAMES[long_type]}s for one member")
-        field = header.name if long_type == b"L" else header.linkname
-        return gnu or pax or field
 
     def _check_name(self, name: bytes) -> None:
         if not name:
@@ -387,23 +357,6 @@ class TarStream:
             return size, None
         self._begin(sparse.extents, stored - sparse.map_bytes)
         return size, sparse.extents
-
-    def _mode(self, header: Header) -> int:
-        if header.mode < 0:
-            raise HostileArchiveError("a negative mode")
-        return header.mode & 0o7777
-
-    def _id(self, field: int, values: dict[bytes, bytes], keyword: bytes) -> int:
-        value = decimal(values[keyword], keyword.decode()) if values.get(keyword) else field
-        if not 0 <= value <= _MAX_ID:
-            raise HostileArchiveError(f"the {keyword.decode()} {value} of a member is impossible")
-        return value
-
-    def _rdev(self, header: Header) -> tuple[int, int]:
-        major, minor = header.rdev
-        if not (0 <= major <= _MAX_RDEV and 0 <= minor <= _MAX_RDEV):
-            raise HostileArchiveError(f"the device number {major}:{minor} is impossible")
-        return major, minor
 
     def _xattrs(self, records: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
         if not records:

@@ -21,16 +21,13 @@ from typing import BinaryIO, Final
 import attrs
 
 from unionfs.archive.entry import Entry, Kind
+from unionfs.archive.layerout import LayerOut
 from unionfs.archive.record import replay
 from unionfs.archive.source import split_spec
 from unionfs.archive.staging import replacing
 from unionfs.archive.tarwrite import TarWriter
-from unionfs.archive.writers import (
-    LayerOut,
-    write_docker_archive,
-    write_oci,
-    write_oci_archive,
-)
+from unionfs.archive.write_docker import write_docker_archive
+from unionfs.archive.write_oci import write_oci, write_oci_archive
 from unionfs.branch import Branch, Stack
 from unionfs.errors import StoreError, UsageError, show
 from unionfs.store import config as configs

@@ -16,7 +16,7 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Final
 
 import attrs
@@ -24,9 +24,10 @@ import attrs
 from unionfs.archive.entry import Entry, Kind
 from unionfs.archive.limits import Limits
 from unionfs.archive.tarstream import TarStream
-from unionfs.branch import Branch, Stack, Status, xattrs
+from unionfs.branch import Stack, xattrs
 from unionfs.branch.override import MAX_ID
 from unionfs.errors import HostileArchiveError, show
+from unionfs.store.copying import copy_file, pinned, write_all
 from unionfs.store.layertree import DEFAULT_ACL, SPILL, LayerTree
 from unionfs.store.names import Role, clean, locate, split
 
@@ -46,7 +47,6 @@ _KEEP_FROM: Final = 512
 _NO_XATTR: Final = frozenset(
     {errno.EPERM, errno.ENOTSUP, errno.EINVAL, errno.E2BIG, errno.ERANGE, errno.ENOSPC}
 )
-_COPY: Final = 1 << 20
 _MAX_MAJOR: Final = 2**12
 _MAX_MINOR: Final = 2**20
 _NS: Final = 10**9
@@ -228,7 +228,7 @@ class Extractor:
     def _fill(self, fd: int, entry: Entry, stream: TarStream) -> None:
         end = 0
         for offset, chunk in stream.payload():
-            _write_all(fd, offset, chunk)
+            write_all(fd, offset, chunk)
             end = offset + len(chunk)
         if end < entry.size:
             os.ftruncate(fd, entry.size)
@@ -306,46 +306,16 @@ class Extractor:
         if view.listing[name].is_dir:
             raise HostileArchiveError(f"{where}, which is a directory of a layer below")
         branch, dirfd = view.top(name)
-        with _pin(dirfd) as source_fd:
+        with pinned(dirfd) as source_fd:
             self.tree.make_room(path, mtime_ns)
             to_dir, to_name = split(path)
             st = branch.status(source_fd, name)
-            self._copy(branch, source_fd, name, st, self.tree.dir_fd(to_dir), to_name)
+            to_fd = self.tree.dir_fd(to_dir)
+            copy_file(branch, source_fd, name, st, self._writer, to_fd, to_name)
         self.tree.add_file(path, size=st.size if st.fmt == stat.S_IFREG else 0)
         self._copied[target] = path
         self.tree.copies[path] = target
         self._notes.add(f"{where} of a layer below was made a copy")
-
-    def _copy(
-        self, source: Branch, source_fd: int, name: bytes, st: Status, dirfd: int, to_name: bytes
-    ) -> None:
-        if st.fmt == stat.S_IFREG:
-            out = self._writer.create_file(dirfd, to_name, st.mode, st.uid, st.gid)
-            try:
-                self._copy_data(source, source_fd, name, out, st)
-            finally:
-                os.close(out)
-        else:
-            target = source.readlink(source_fd, name) if st.fmt == stat.S_IFLNK else b""
-            self._writer.create(
-                dirfd, to_name, st.mode, st.uid, st.gid, rdev=st.rdev, target=target
-            )
-        if st.fmt == stat.S_IFREG and st.mode & (stat.S_ISUID | stat.S_ISGID):
-            self._writer.set_mode(dirfd, to_name, stat.S_IMODE(st.mode))
-        self._writer.copy_attributes(source, source_fd, name, dirfd, to_name)
-
-    @staticmethod
-    def _copy_data(source: Branch, source_fd: int, name: bytes, out: int, st: Status) -> None:
-        data = source.open_file(source_fd, name, os.O_RDONLY)
-        try:
-            offset = 0
-            while chunk := os.pread(data, _COPY, offset):
-                _write_all(out, offset, chunk)
-                offset += len(chunk)
-        finally:
-            os.close(data)
-        if offset != st.size:
-            raise HostileArchiveError(f"{show(name)}: a file of a layer below changed its size")
 
     # -- AUFS pseudo links -------------------------------------------------------
 
@@ -389,18 +359,3 @@ class Extractor:
             if pseudo.number >= 0 and pseudo.first in tree.files:
                 for path in tree.same_file(pseudo.first):
                     tree.files[path] = pseudo.number
-
-
-@contextlib.contextmanager
-def _pin(fd: int) -> Iterator[int]:
-    own = os.dup(fd)
-    try:
-        yield own
-    finally:
-        os.close(own)
-
-
-def _write_all(fd: int, offset: int, chunk: bytes) -> None:
-    written = os.pwrite(fd, chunk, offset)
-    while written < len(chunk):
-        written += os.pwrite(fd, chunk[written:], offset + written)

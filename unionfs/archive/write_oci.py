@@ -1,4 +1,4 @@
-"""Write an image as `oci:`, `oci-archive:` or `docker-archive:`.
+"""Write an image as `oci:` or `oci-archive:`.
 
 Invariant: a layer leaves this module only if its bytes have the diff_id that the
 configuration lists; the same image gives the same bytes every time (times are
@@ -15,28 +15,23 @@ import re
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, Final
 
-import attrs
-import msgspec
-
-from unionfs.archive.entry import Entry, Kind
 from unionfs.archive.image import OCI_TAR
 from unionfs.archive.jsondoc import parse_json
+from unionfs.archive.layerout import ArchiveWriter, LayerOut, check, json_bytes, output
 from unionfs.archive.limits import DEFAULT
-from unionfs.archive.oci import INDEX, MANIFEST, REF_NAME, Configuration, parse_configuration
-from unionfs.archive.staging import fsync_directory, replacing, source_date_epoch
-from unionfs.archive.tarwrite import TarWriter
+from unionfs.archive.oci import INDEX, MANIFEST, REF_NAME, Configuration
+from unionfs.archive.staging import fsync_directory, replacing
 from unionfs.errors import (
     ConflictError,
-    DigestMismatchError,
     HostileArchiveError,
     InvalidNameError,
     show,
 )
 
-__all__ = ["LayerOut", "write_docker_archive", "write_oci", "write_oci_archive"]
+__all__ = ["write_oci", "write_oci_archive"]
 
 _CHUNK: Final = 1024 * 1024
 _CONFIG: Final = "application/vnd.oci.image.config.v1+json"
@@ -44,46 +39,6 @@ _CONFIG: Final = "application/vnd.oci.image.config.v1+json"
 _REF: Final = re.compile(r"[A-Za-z0-9]+(?:(?:[-._:@+/]|--)[A-Za-z0-9]+)*")
 _GZIP_LEVEL: Final = 6
 _STAGE: Final = b".unionfs-"
-
-
-@attrs.frozen
-class LayerOut:
-    """A layer to write: `open` yields its uncompressed tar, any number of times.
-
-    `size` is the length of that tar in bytes; None makes the docker-archive writer read the
-    layer twice.
-    """
-
-    diff_id: str
-    open: Callable[[], Iterable[bytes]]
-    size: int | None = None
-
-    def verified(self) -> Iterator[bytes]:
-        """Yield the tar. Raises DigestMismatchError at its end if it is not the diff_id's."""
-        digest = hashlib.sha256()
-        for chunk in self.open():
-            digest.update(chunk)
-            yield chunk
-        found = f"sha256:{digest.hexdigest()}"
-        if found != self.diff_id:
-            raise DigestMismatchError(
-                f"layer {self.diff_id}: its stored files now give {found}; "
-                f"the layer was changed after its import, import the image again"
-            )
-
-
-def _check(config: bytes, layers: Sequence[LayerOut]) -> Configuration:
-    configuration = parse_configuration(config, len(layers), "image configuration", DEFAULT)
-    for listed, layer in zip(configuration.diff_ids, layers, strict=True):
-        if listed != layer.diff_id:
-            raise DigestMismatchError(
-                f"the image configuration lists {listed} where the layer is {layer.diff_id}"
-            )
-    return configuration
-
-
-def _json(document: Any) -> bytes:
-    return msgspec.json.encode(document)
 
 
 def _gzip(chunks: Iterable[bytes]) -> Iterator[bytes]:
@@ -131,7 +86,7 @@ class _Layout:
                 shutil.rmtree(os.path.join(self.path, name), ignore_errors=True)
         self._fresh = not names
         if self._fresh:
-            self._file(b"oci-layout", _json({"imageLayoutVersion": "1.0.0"}))
+            self._file(b"oci-layout", json_bytes({"imageLayoutVersion": "1.0.0"}))
 
     def blob(self, chunks: Iterable[bytes], media_type: str) -> dict[str, Any]:
         """Add a blob; return its descriptor."""
@@ -168,7 +123,7 @@ class _Layout:
         ]
         if descriptor not in index["manifests"]:
             index["manifests"].append(descriptor)
-        self._file(b"index.json", _json(index))
+        self._file(b"index.json", json_bytes(index))
         self._new = []
         self._made = self._fresh = False
 
@@ -210,7 +165,7 @@ def write_oci(dest_dir: bytes, tag: str | None, config: bytes, layers: Sequence[
     """
     if tag is not None and not _REF.fullmatch(tag):
         raise InvalidNameError(f"{show(tag)!r}: is no valid tag for an OCI layout")
-    configuration = _check(config, layers)
+    configuration = check(config, layers)
     layout = _Layout(dest_dir)
     try:
         done: dict[str, dict[str, Any]] = {}
@@ -223,7 +178,7 @@ def write_oci(dest_dir: bytes, tag: str | None, config: bytes, layers: Sequence[
             "config": layout.blob([config], _CONFIG),
             "layers": [done[layer.diff_id] for layer in layers],
         }
-        descriptor = layout.blob([_json(manifest)], MANIFEST)
+        descriptor = layout.blob([json_bytes(manifest)], MANIFEST)
         if configuration.platform is not None:
             descriptor["platform"] = _platform(configuration)
         layout.finish(descriptor, tag)
@@ -237,15 +192,6 @@ def _platform(configuration: Configuration) -> dict[str, str]:
     if configuration.variant:
         found["variant"] = configuration.variant
     return found
-
-
-@contextlib.contextmanager
-def _output(target: bytes | BinaryIO, *, replace: bool) -> Iterator[BinaryIO]:
-    if isinstance(target, bytes):
-        with replacing(target, replace=replace) as file:
-            yield file
-    else:
-        yield target
 
 
 def _read(path: bytes) -> Iterator[bytes]:
@@ -266,13 +212,13 @@ def write_oci_archive(
 
     Errors as `write_oci`, and ConflictError for an existing path without `replace`.
     """
-    with _output(target, replace=replace) as out, contextlib.ExitStack() as stack:
+    with output(target, replace=replace) as out, contextlib.ExitStack() as stack:
         beside = os.path.dirname(target) or b"." if isinstance(target, bytes) else None
         stage = tempfile.mkdtemp(prefix=b".unionfs-", dir=beside)
         stack.callback(shutil.rmtree, stage, ignore_errors=True)
         layout = os.path.join(stage, b"layout")
         digest = write_oci(layout, tag, config, layers)
-        writer = _ArchiveWriter(out)
+        writer = ArchiveWriter(out)
         writer.directory(b"blobs")
         writer.directory(b"blobs/sha256")
         for name in sorted(os.listdir(os.path.join(layout, b"blobs/sha256"))):
@@ -283,121 +229,3 @@ def write_oci_archive(
             writer.file(name, os.stat(path).st_size, _read(path))
         writer.close()
     return digest
-
-
-class _ArchiveWriter:
-    """A tar whose members all have the same time and owner."""
-
-    def __init__(self, out: BinaryIO) -> None:
-        self._tar = TarWriter(out)
-        self._mtime_ns = source_date_epoch() * 1_000_000_000
-
-    def directory(self, name: bytes) -> None:
-        self._tar.add(Entry(name, Kind.DIRECTORY, mode=0o755, mtime_ns=self._mtime_ns))
-
-    def file(self, name: bytes, size: int, chunks: Iterable[bytes]) -> None:
-        self._tar.add(Entry(name, Kind.FILE, size=size, mtime_ns=self._mtime_ns), chunks)
-
-    def data(self, name: bytes, data: bytes) -> None:
-        self.file(name, len(data), [data])
-
-    def link(self, name: bytes, target: bytes) -> None:
-        self._tar.add(
-            Entry(name, Kind.SYMLINK, mode=0o777, linkname=target, mtime_ns=self._mtime_ns)
-        )
-
-    def close(self) -> None:
-        self._tar.close()
-
-
-def _tagged(ref: str) -> tuple[str, str]:
-    repository, colon, tag = ref.rpartition(":")
-    if not colon or "/" in tag:
-        repository, tag = ref, "latest"
-    if not repository or "@" in ref:
-        raise InvalidNameError(f"{show(ref)!r}: a docker-archive needs names like repository:tag")
-    return repository, tag
-
-
-def _chain_ids(diff_ids: Iterable[str]) -> list[str]:
-    """Return the hex of the chain_ids, base first (image-spec config.md, "Layer ChainID")."""
-    found: list[str] = []
-    for diff_id in diff_ids:
-        text = f"sha256:{found[-1]} {diff_id}" if found else diff_id
-        chain = hashlib.sha256(text.encode()).hexdigest() if found else diff_id[len("sha256:") :]
-        found.append(chain)
-    return found
-
-
-def write_docker_archive(
-    target: bytes | BinaryIO,
-    refs: Sequence[str],
-    config: bytes,
-    layers: Sequence[LayerOut],
-    *,
-    replace: bool = False,
-) -> str:
-    """Write what `docker save` writes (v1.1: manifest.json beside the v1 layout).
-
-    Returns the image id, `sha256:<hex>` of the configuration. The ids of the v1 layout are the
-    chain_ids. Errors as `write_oci_archive`; a layer that is not `layer.size` long is a
-    DigestMismatchError.
-    """
-    configuration = _check(config, layers)
-    names = [_tagged(ref) for ref in refs]
-    fields = parse_json(config, "image configuration", DEFAULT)
-    image_id = hashlib.sha256(config).hexdigest()
-    chain = _chain_ids(configuration.diff_ids)
-    with _output(target, replace=replace) as out:
-        writer = _ArchiveWriter(out)
-        paths: dict[str, str] = {}
-        parent = ""
-        for v1_id, layer in zip(chain, layers, strict=True):
-            folder = v1_id.encode()
-            writer.directory(folder)
-            writer.data(folder + b"/VERSION", b"1.0")
-            writer.data(folder + b"/json", _v1_json(v1_id, parent, fields, top=v1_id == chain[-1]))
-            if layer.diff_id in paths:
-                # As docker does: a repeated layer is a link to its first copy.
-                writer.link(folder + b"/layer.tar", b"../" + paths[layer.diff_id].encode())
-            else:
-                paths[layer.diff_id] = f"{v1_id}/layer.tar"
-                _layer(writer, folder + b"/layer.tar", layer)
-            parent = v1_id
-        item = {
-            "Config": f"{image_id}.json",
-            "RepoTags": [":".join(name) for name in names] or None,
-            "Layers": [paths[layer.diff_id] for layer in layers],
-        }
-        writer.data(f"{image_id}.json".encode(), config)
-        writer.data(b"manifest.json", _json([item]))
-        if names and chain:
-            repositories: dict[str, dict[str, str]] = {}
-            for repository, tag in names:
-                repositories.setdefault(repository, {})[tag] = chain[-1]
-            writer.data(b"repositories", _json(repositories))
-        writer.close()
-    return f"sha256:{image_id}"
-
-
-def _layer(writer: _ArchiveWriter, name: bytes, layer: LayerOut) -> None:
-    size = layer.size
-    if size is None:
-        size = sum(len(chunk) for chunk in layer.open())
-    try:
-        writer.file(name, size, layer.verified())
-    except ValueError as error:
-        raise DigestMismatchError(
-            f"layer {layer.diff_id}: is not {size} bytes long any more ({error}); "
-            f"import the image again"
-        ) from None
-
-
-def _v1_json(v1_id: str, parent: str, fields: dict[str, Any], *, top: bool) -> bytes:
-    document: dict[str, Any] = {"id": v1_id}
-    if parent:
-        document["parent"] = parent
-    document["created"] = fields.get("created") or "1970-01-01T00:00:00Z"
-    keys = ("author", "architecture", "os", "variant", "config") if top else ("architecture", "os")
-    document.update({key: fields[key] for key in keys if fields.get(key)})
-    return _json(document)
