@@ -2,7 +2,8 @@
 
 Layers are `=ro+wh`, because AUFS ignores the whiteouts of a plain `=ro` branch. The kernel
 cuts the options at one page without a word, and crashes on 85 or more branches in one
-call, so the list is cut at branch boundaries well below either limit.
+call, so the list is cut at branch boundaries well below either limit. How many branches it
+takes altogether was decided when it was built (127, 511 or more): it says so itself.
 
 Invariant: `build` is pure and refuses what AUFS cannot express; when a mount fails nothing
 is mounted, and the first error is the one that is told.
@@ -26,7 +27,6 @@ from unionfs import _sys
 from unionfs.errors import UnsupportedError, show
 
 __all__ = [
-    "MAX_BRANCHES",
     "AufsPlan",
     "Features",
     "build",
@@ -35,8 +35,6 @@ __all__ = [
     "short_names",
 ]
 
-#: The kernel's limit with its usual configuration (AUFS_BRANCH_MAX_127).
-MAX_BRANCHES: Final = 127
 #: Branches and options per mount(2) call: 85 crash the kernel.
 _MAX_FIRST: Final = 80
 #: Branches per remount: what was seen to work.
@@ -62,10 +60,11 @@ class Features:
 
 @attrs.frozen
 class AufsPlan:
-    """Options of the first mount(2), and of the remounts that append further branches."""
+    """Options of the first mount(2), and of the remounts that append further ones of `branches`."""
 
     first: bytes
     appends: tuple[bytes, ...]
+    branches: int
 
 
 def build(layers: Sequence[bytes], rw: bytes | None, features: Features) -> AufsPlan:
@@ -77,10 +76,6 @@ def build(layers: Sequence[bytes], rw: bytes | None, features: Features) -> Aufs
     branches += [(path, b"ro+wh") for path in layers]
     if not branches:
         raise UnsupportedError("aufs: a mount needs at least one branch")
-    if len(branches) > MAX_BRANCHES:
-        raise UnsupportedError(
-            f"aufs: {len(branches)} branches, and this kernel's AUFS takes {MAX_BRANCHES}"
-        )
     for path, _ in branches:
         if not is_expressible(path):
             raise UnsupportedError(f"aufs: the path {show(path)} cannot be written as an option")
@@ -98,7 +93,7 @@ def build(layers: Sequence[bytes], rw: bytes | None, features: Features) -> Aufs
         count = _fit(rest, b"", b",", 0, _MAX_APPEND)
         appends.append(b",".join(rest[:count]))
         rest = rest[count:]
-    return AufsPlan(first, tuple(appends))
+    return AufsPlan(first, tuple(appends), len(branches))
 
 
 def is_expressible(path: bytes) -> bool:
@@ -161,6 +156,10 @@ def mount(plan: AufsPlan, target: bytes, flags: int = 0) -> None:
             _sys.mount(_SOURCE, target, _FSTYPE, flags | _sys.MS_REMOUNT, data)
     except OSError as exc:
         _sys.umount(target, _sys.MNT_DETACH)
+        if exc.errno == errno.ENOSPC:
+            raise UnsupportedError(
+                f"aufs: {plan.branches} branches, and this kernel's AUFS takes fewer (mostly 127)"
+            ) from exc
         raise UnsupportedError(f"aufs: appending branches failed: {exc.strerror}") from exc
 
 
