@@ -237,6 +237,22 @@ def test_invalidate_makes_the_kernel_ask_again(root: Place, adapter: str) -> Non
     assert root.sh("cat mnt/no") == "x"
 
 
+def test_what_is_mounted_inside_stays(root: Place, adapter: str) -> None:
+    """The kernel takes a mount away with the name that it is on, so those names are let be."""
+    root.sh("mkdir base/d/inner")
+    mounted(root, adapter)
+    root.sh("rm -r mnt/d/a; mount -t tmpfs none mnt/d/inner; touch mnt/d/inner/x; stat mnt/d/b")
+    ask(root, "invalidate")
+    ask(root, "invalidate", path="/d/inner")
+    ask(root, "undelete", path="/d")
+    ask(root, "reset", path="/")
+    assert (
+        root.sh("cat mnt/d/a; ls mnt/d mnt/d/inner")
+        == "aaamnt/d:\na\nb\ninner\n\nmnt/d/inner:\nx\n"
+    )
+    root.sh("umount mnt/d/inner")
+
+
 def test_only_fuse_mounts_can_be_asked(root: Place) -> None:
     root.sh("mkdir -p plain mnt")
     assert "no union is mounted" in unionfs(root, "stats", "plain", status=1).stderr

@@ -30,6 +30,8 @@ def command(*, mountpoint: str, request: str, word: str | None, as_json: bool) -
     unionfs control MOUNT ping
     unionfs control MOUNT invalidate [PATH]     have the kernel ask anew
     unionfs control MOUNT log-level [LEVEL]     debug, info, warning or error
+
+    The kernel cannot be told to forget all absent names at once: name the PATH for that.
     """  # noqa: D301  # \b is click's mark for text that keeps its lines
     from unionfs.control.protocol import Request  # noqa: PLC0415  # help stays fast
 

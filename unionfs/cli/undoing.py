@@ -208,6 +208,7 @@ def _plan_offline(place: _Place, verb: Undo) -> dict[str, Any]:
     from unionfs.union.opening import check_paths, open_layer  # noqa: PLC0415  # help stays fast
     from unionfs.union.restoring import plan_restore  # noqa: PLC0415  # help stays fast
 
+    _many_files()
     settle_if_needed(place.rw)
     check_paths(place.layers or (), place.rw)
     with contextlib.ExitStack() as stack:

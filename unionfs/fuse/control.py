@@ -203,9 +203,8 @@ class Control:
         return explain(of_mount(record), _path(request)).document()
 
     async def _invalidate(self, request: Request) -> Any:
-        everything = request.path is None
-        entries, inodes = self._engine.known(b"" if everything else _path(request))
-        await self._tell(entries, inodes, everything=everything)
+        entries, inodes = self._engine.known(b"" if request.path is None else _path(request))
+        await self._tell(entries, inodes)
         return {"names": len(entries), "inodes": len(inodes)}
 
     async def _undo(self, request: Request) -> Any:
@@ -218,20 +217,13 @@ class Control:
                 await trio.to_thread.run_sync(done.discard)
         return done.plan.document()
 
-    async def _tell(
-        self, entries: list[tuple[int, bytes]], inodes: list[int], *, everything: bool = False
-    ) -> None:
+    async def _tell(self, entries: list[tuple[int, bytes]], inodes: list[int]) -> None:
         notifier = self._notifier
         if notifier is None:
             raise RuntimeError("not open")
 
-        def tell() -> None:
-            if everything:
-                notifier.forget_all_names()
-            notifier.forget(entries, inodes)
-
         # The kernel may wait for a request that is answered here: never on this thread.
-        await trio.to_thread.run_sync(tell, abandon_on_cancel=True)
+        await trio.to_thread.run_sync(notifier.forget, entries, inodes, abandon_on_cancel=True)
 
     async def _trace(self, stream: trio.SocketStream, request: Request) -> None:
         """Send events until the client closes its end."""

@@ -24,11 +24,13 @@ __all__ = ["Notifier"]
 #: Codes of uapi/linux/fuse.h (enum fuse_notify_code).
 _INODE: Final = 2
 _ENTRY: Final = 3
-_EPOCH: Final = 8  # Linux 6.16
 #: ino, offset, length: from 0 on, contents and listings are dropped as well.
 _INODE_OUT: Final = struct.Struct("=Qqq")
 #: parent, length of the name, flags
 _ENTRY_OUT: Final = struct.Struct("=QII")
+#: Look the name up again at its next use (Linux 6.2). Without this flag, which older kernels pass
+#: over, the name is dropped at once, and what is mounted on it with it.
+_EXPIRE: Final = 1
 _UNKNOWN: Final = (errno.ENOENT, errno.ENODEV, errno.ENOTCONN, errno.ENOTDIR, errno.EINVAL)
 
 
@@ -49,13 +51,9 @@ class Notifier:
     def forget(self, entries: Iterable[tuple[int, bytes]], inodes: Iterable[int]) -> None:
         """Have names looked up, and attributes, contents and listings asked for anew."""
         for parent, name in entries:
-            self._write(_ENTRY, _ENTRY_OUT.pack(parent, len(name), 0) + name + b"\0")
+            self._write(_ENTRY, _ENTRY_OUT.pack(parent, len(name), _EXPIRE) + name + b"\0")
         for ino in inodes:
             self._write(_INODE, _INODE_OUT.pack(ino, 0, 0))
-
-    def forget_all_names(self) -> None:
-        """Have every name looked up anew, absent ones too; before Linux 6.16 nothing happens."""
-        self._write(_EPOCH, b"")
 
     def _write(self, code: int, payload: bytes) -> None:
         with self._lock:

@@ -98,7 +98,8 @@ def counters(tree: Tree) -> dict[str, Any]:
 def known(tree: Tree, path: bytes) -> tuple[list[tuple[int, bytes]], list[int]]:
     """Return what others may know at a path and below it: (directory, name) pairs, and inodes.
 
-    Listings of these directories are read again when they are next needed.
+    Names of directories are left out: something may be mounted on them. Listings of these
+    directories are read again when they are next needed.
     """
     parts = [part for part in path.split(b"/") if part not in (b"", b".")]
     current: Node | None = tree.root
@@ -108,7 +109,8 @@ def known(tree: Tree, path: bytes) -> tuple[list[tuple[int, bytes]], list[int]]:
             return entries, []
         if depth == len(parts) - 1:
             _reread(current)
-            entries.append((current.ino, name))
+            if not isinstance(current.children.get(name), DirNode):
+                entries.append((current.ino, name))
         current = current.children.get(name)
     if current is None:
         return entries, []
@@ -120,7 +122,8 @@ def known(tree: Tree, path: bytes) -> tuple[list[tuple[int, bytes]], list[int]]:
         if isinstance(node, DirNode):
             _reread(node)
             for name, child in node.children.items():
-                entries.append((node.ino, name))
+                if not child.is_dir:
+                    entries.append((node.ino, name))
                 pending.append(child)
     return entries, inodes
 

@@ -93,7 +93,12 @@ class Reconcile:
             directory = self._live(at)
             if directory is not None:
                 self.inodes.add(directory.ino)
-                self.entries += [(directory.ino, name) for name in names]
+                # A directory that stays is not forgotten: something may be mounted on it.
+                self.entries += [
+                    (directory.ino, name)
+                    for name in names
+                    if not isinstance(directory.children.get(name), DirNode)
+                ]
         for at in (*plan.dressed, *(at for at, _ in plan.removed)):
             directory = self._live(at)
             if directory is not None:
