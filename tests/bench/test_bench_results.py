@@ -252,6 +252,8 @@ def test_show_and_goals_on_the_command_line(tmp_path: Path, bench: Run) -> None:
     assert "3 rounds, size quick, as root" in shown.out
     assert "Goals" in shown.out
     assert "Goals" not in bench("show", tmp_path).out
+    short = bench("show", tmp_path, "--brief").out
+    assert re.search(r"^ ?tree walk with stat, cold +2\.00 +4\.00 *$", short, re.MULTILINE)
     assert_documented("bench", [bench("show", tmp_path, "--json").json()])
     assert_documented("bench goals", bench("goals", tmp_path, "--json").json())
     assert bench("goals", tmp_path).status == 0

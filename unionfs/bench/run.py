@@ -30,7 +30,7 @@ from unionfs.bench.image import ImageLayers
 from unionfs.bench.result import VERSION, About, Failure, Result, Rounds
 from unionfs.bench.shape import Shape, make_trees, needed
 from unionfs.bench.subjects import Case, Mounted, Subject
-from unionfs.bench.workloads import WORKLOADS, Workload
+from unionfs.bench.workloads import GROWTH, WORKLOADS, Workload
 from unionfs.errors import UnionfsError, UsageError, show
 
 __all__ = [
@@ -75,7 +75,7 @@ class Plan:
     subjects: Sequence[Subject]
     directory: Path
     workloads: Sequence[Workload] = WORKLOADS
-    scale: bool = True
+    growth: frozenset[str] = frozenset(GROWTH)
     baseline: str | None = None
     seed: int = 0
     image: ImageLayers | None = None
@@ -294,6 +294,8 @@ def keep(rounds: Rounds, key: str, subject: str, number: int, value: float) -> N
 
 def measure(plan: Plan, result: Result, place: Path, report: Report) -> None:
     """Do all rounds on two layers of small and big files, or on an image's; fill in the result."""
+    if not plan.workloads:
+        return
     report("making the layers", 0, 1)
     usable = {about.key for about in result.measured()}
     subjects = [subject for subject in plan.subjects if subject.key in usable]
@@ -314,13 +316,13 @@ def measure(plan: Plan, result: Result, place: Path, report: Report) -> None:
                 with mounting(subject, place, forms[subject.form], plan.shape) as found:
                     worker, mounted, _ = found
                     _round(result, number, subject, worker, mounted.pid, workloads, counts)
-            except BenchError as error:
+            except (BenchError, OSError) as error:
                 result.failures.append(Failure(subject.key, "mount", str(error)))
             step += 1
     for subject in subjects:
         if subject.fuse:
             report(f"counting requests: {subject.title}", step, steps)
-            with contextlib.suppress(UnionfsError):
+            with contextlib.suppress(UnionfsError, OSError):
                 _count(plan, result, place, forms[subject.form], subject, workloads)
     report("rounds done", steps, steps)
 

@@ -57,7 +57,7 @@ class _Series:
                 self.report(f"{self.what}: {subject.title}", done, steps)
                 try:
                     self._visit(subject, number)
-                except BenchError as error:
+                except (BenchError, OSError) as error:
                     self.result.failures.append(Failure(subject.key, self.what, str(error)))
 
     def _visit(self, subject: Subject, number: int) -> None:

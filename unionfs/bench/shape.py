@@ -71,7 +71,7 @@ SHAPES: Final = {shape.name: shape for shape in (FULL, QUICK, TINY)}
 def needed(shape: Shape, *, plain: bool) -> int:
     """Return the bytes of disk space that a run takes at its highest."""
     files = 5 * shape.many + shape.tracked + shape.created * 2 + shape.deleted + 3 * shape.touched
-    tree = 2 * shape.big + files * _SMALL_COST
+    tree = 3 * shape.big + files * _SMALL_COST
     copies = 3 * shape.big + files * _SMALL_COST  # copied up: full, and sparse by those who fill it
     trees = max(shape.trees) * 512
     return max(tree + copies + (tree if plain else 0), trees) + _OVERHEAD
@@ -94,7 +94,7 @@ def make_trees(root: Path, shape: Shape) -> list[Path]:
         _spread(base, top, tree, 1, count, body)
     _modules(base, top, shape.modules)
     _repository(base, shape.tracked, body)
-    for name in ("big", "full"):
+    for name in ("big", "full", "doomed"):
         _fill(base / name, shape.big)
     with (base / "sparse").open("wb") as file:
         file.truncate(shape.big)

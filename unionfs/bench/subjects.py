@@ -186,7 +186,10 @@ class _Served(Subject):
         """Unmount the way its user can, and wait for the program."""
         run(["fusermount3", "-u", str(case.target)])
         if mounted.child is not None:
-            mounted.child.wait(_PATIENCE)
+            try:
+                mounted.child.wait(_PATIENCE)
+            except subprocess.TimeoutExpired:
+                raise BenchError(f"{self.program} does not end after its mount") from None
 
 
 class FuseOverlayfs(_Served):

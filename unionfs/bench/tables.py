@@ -15,7 +15,7 @@ from unionfs.bench.goals import check
 from unionfs.bench.result import About, Result, ratios
 from unionfs.bench.workloads import titles
 
-__all__ = ["Table", "goals_table", "number", "tables"]
+__all__ = ["Table", "brief", "goals_table", "number", "tables"]
 
 _MIB: Final = 1 << 20
 _KINDS: Final = 3
@@ -49,12 +49,13 @@ def tables(result: Result) -> Iterator[Table]:
     subjects = result.measured()
     base = next(s.title for s in subjects if s.key == result.baseline)
     known = titles()
-    yield _grid(
-        f"Time, as a ratio to {base}",
-        subjects,
-        [(known.get(k, k), k) for k in result.seconds],
-        lambda key, subject: _ratio(ratios(result.seconds[key], subject, result.baseline)),
-    )
+    if result.seconds:
+        yield _grid(
+            f"Time, as a ratio to {base}",
+            subjects,
+            [(known.get(k, k), k) for k in result.seconds],
+            lambda key, subject: _ratio(ratios(result.seconds[key], subject, result.baseline)),
+        )
     served = [s for s in subjects if s.key in result.server_peak]
     if served:
         yield _grid(
@@ -71,6 +72,20 @@ def tables(result: Result) -> Iterator[Table]:
         yield Table("Peak memory of the server in a round, MiB", ("", "MiB"), tuple(rows))
     yield from _layers(result, base, known)
     yield from _trees(result, base)
+
+
+def brief(result: Result) -> Table:
+    """Return the times without their spread, for a page that is not wide."""
+    known = titles()
+    subjects = [s for s in result.measured() if s.key != result.baseline]
+    base = next(s.title for s in result.measured() if s.key == result.baseline)
+
+    def cell(key: str, subject: str) -> str:
+        found = ratios(result.seconds[key], subject, result.baseline)
+        return "" if found is None else number(found[0])
+
+    rows = [(known.get(key, key), key) for key in result.seconds]
+    return _grid(f"Time, as a ratio to {base}", subjects, rows, cell)
 
 
 def _grid(

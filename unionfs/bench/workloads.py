@@ -221,8 +221,9 @@ def _delete(target: str, shape: Shape) -> int:
 
 
 def _delete_big(target: str, _: Shape) -> int:
-    os.unlink(f"{target}/big")
-    _expect(int(os.path.lexists(f"{target}/big")), 0, "big file left")
+    """A file that nothing has read through the mount: dropping its pages is another cost."""
+    os.unlink(f"{target}/doomed")
+    _expect(int(os.path.lexists(f"{target}/doomed")), 0, "big file left")
     return 1
 
 
@@ -354,10 +355,18 @@ IMAGE_WORKLOADS: Final = (
 )
 
 
-def choose(names: Sequence[str]) -> list[Workload]:
-    """Return the workloads of these names, all for none; `UsageError` names the known ones."""
-    known = [workload.key for workload in WORKLOADS]
+#: What grows, by the names that choose it.
+GROWTH: Final = ("layers", "files")
+
+
+def choose(names: Sequence[str]) -> tuple[list[Workload], frozenset[str]]:
+    """Return the workloads and the growth of these names, all for none.
+
+    `UsageError` names the known ones.
+    """
+    known = [*(workload.key for workload in WORKLOADS), *GROWTH]
     for name in names:
         if name not in known:
             raise UsageError(f"no workload {show(name)}; there are {', '.join(known)}")
-    return [workload for workload in WORKLOADS if not names or workload.key in names]
+    chosen = [workload for workload in WORKLOADS if not names or workload.key in names]
+    return chosen, frozenset(names or GROWTH) & frozenset(GROWTH)

@@ -93,14 +93,15 @@ def command(
     from unionfs.bench.subjects import choose  # noqa: PLC0415  # help stays fast
     from unionfs.bench.workloads import choose as choose_workloads  # noqa: PLC0415  # help stays fast
 
+    workloads, growth = choose_workloads(_names(only))
     shape = SHAPES["quick" if quick else size]
     plan = Plan(
         shape=shape,
         rounds=rounds or _ROUNDS[shape.name],
         subjects=choose(_names(backends)),
         directory=Path(directory or os.environ.get("TMPDIR") or "/var/tmp"),  # noqa: S108  # big, and on a disk
-        workloads=choose_workloads(_names(only)),
-        scale=not no_scale and not only,
+        workloads=workloads,
+        growth=frozenset() if no_scale else growth,
         baseline=baseline,
     )
     if image is not None:
@@ -129,7 +130,7 @@ def _of_image(plan: Plan, name: str) -> Plan:
         image = graph.get_exact(graph.tags.resolve(graph, name))
         layers = graph.layer_dirs(image.id)
     found = survey(name, layers)
-    return attrs.evolve(plan, workloads=IMAGE_WORKLOADS, scale=False, image=found)
+    return attrs.evolve(plan, workloads=IMAGE_WORKLOADS, growth=frozenset(), image=found)
 
 
 @contextlib.contextmanager
@@ -163,8 +164,9 @@ def _measure(plan: Plan) -> Result:
                 output.note(f"left out: {about.title}: {about.left_out}")
         with workplace(plan, result) as place, steps() as report:
             measure(plan, result, place, report)
-            if plan.scale:
+            if "layers" in plan.growth:
                 measure_layers(plan, result, place, report)
+            if "files" in plan.growth:
                 measure_trees(plan, result, place, report)
     return result
 
@@ -193,17 +195,21 @@ def _document(result: Result) -> object:
 @command.command("show")
 @click.argument("path", metavar="RESULT", type=_RESULT)
 @click.option("--goals", is_flag=True, help="Show the goals too, and which are met.")
+@click.option("--brief", "short", is_flag=True, help="Only the times, without their spread.")
 @output.json_option
 @root_option
 @verbose_option
-def show_command(*, path: str, goals: bool, as_json: bool) -> None:
+def show_command(*, path: str, goals: bool, short: bool, as_json: bool) -> None:
     """Show the tables of a result file or directory."""
     from unionfs.bench.result import read  # noqa: PLC0415  # help stays fast
-    from unionfs.cli.bench_text import draw  # noqa: PLC0415  # help stays fast
+    from unionfs.bench.tables import brief  # noqa: PLC0415  # help stays fast
+    from unionfs.cli.bench_text import draw, draw_table  # noqa: PLC0415  # help stays fast
 
     result = read(Path(path))
     if as_json:
         output.write_json(_document(result))
+    elif short:
+        draw_table(brief(result))
     else:
         draw(result, goals=goals)
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["draw", "draw_table", "draw_verdicts"]
 
 _WIDE: Final = 250
+_COLUMN: Final = 42
 
 
 def _console(file: TextIO) -> Console:
@@ -41,7 +42,7 @@ def draw_table(table: Table, file: TextIO | None = None) -> None:
 
     grid = Grid(box=box.SIMPLE_HEAD, pad_edge=False)
     for place, heading in enumerate(table.heading):
-        grid.add_column(Text(heading), justify="right" if place else "left", max_width=36)
+        grid.add_column(Text(heading), justify="right" if place else "left", max_width=_COLUMN)
     for row in table.rows:
         grid.add_row(*(Text(show(cell)) for cell in row))
     console = _console(file or sys.stdout)
