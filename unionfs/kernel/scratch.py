@@ -67,7 +67,7 @@ class Scratch:
     def __init__(self, path: bytes) -> None:
         self.path = path
         self._lock = os.open(path, _FLAGS)
-        fcntl.flock(self._lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        fcntl.flock(self._lock, fcntl.LOCK_SH)  # waits for a sweeper that just looks at it
 
     @classmethod
     def make(cls, candidates: Sequence[bytes], kind: Kind) -> Scratch:
