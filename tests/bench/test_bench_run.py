@@ -241,6 +241,34 @@ def test_a_place_that_is_too_small_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["a,b", "a:b", "a=b", "a\\b"])
+def test_a_place_that_mount_options_cannot_name_is_refused(
+    tmp_path: Path, bench: Run, name: str
+) -> None:
+    (tmp_path / name).mkdir()
+    done = bench(
+        *("--size", "tiny", "--dir", tmp_path / name, "-o", tmp_path / "out"),
+        *("--backends", "plain"),
+    )
+    assert done.status == 1
+    assert "mount options cannot hold any of" in done.err
+    assert [entry.name for entry in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.usefixtures("as_root")
+@pytest.mark.skipif(watch.requests_reason() is not None, reason="needs the kernel's trace event")
+def test_what_a_killed_run_left_in_the_kernel_goes() -> None:
+    instances = Path("/sys/kernel/tracing/instances")
+    with subprocess.Popen(["true"]) as child:
+        child.wait()
+    left = instances / f"unionfs-bench-{child.pid}"
+    left.mkdir()
+    with watch.trace():
+        assert not left.exists()
+        assert (instances / f"unionfs-bench-{os.getpid()}").exists()
+    assert not list(instances.glob(f"unionfs-bench-{os.getpid()}"))
+
+
 def test_mistakes_are_named_before_anything_is_made(tmp_path: Path, bench: Run) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()

@@ -48,6 +48,8 @@ __all__ = [
 #: What goes on, steps done, steps in all.
 Report = Callable[[str, int, int], None]
 _BLOCK: Final = 1 << 20
+#: They separate mount options and the layers in one; see mount(8) and overlayfs.
+_SEPARATORS: Final = ",:=\\"
 
 CONDITIONS: Final = (
     (
@@ -152,6 +154,11 @@ def _filesystem(directory: Path) -> str:
 @contextlib.contextmanager
 def workplace(plan: Plan, result: Result) -> Iterator[Path]:
     """Make a directory for everything, after checking for space; it is gone afterwards."""
+    if set(str(plan.directory)) & set(_SEPARATORS):
+        raise UnionfsError(
+            f"{show(str(plan.directory))}: mount options cannot hold any of {_SEPARATORS} in a"
+            " name; use --dir DIR for another place"
+        )
     plain = any(subject.key == "plain" for subject in result.measured())
     wanted = needed(plan.shape, plain=plain) if plan.image is None else 4 * plan.image.size
     free = shutil.disk_usage(plan.directory).free

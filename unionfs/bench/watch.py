@@ -22,6 +22,7 @@ __all__ = ["OwnRequests", "Requests", "Sample", "requests_reason", "sample", "tr
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 _TRACING: Final = Path("/sys/kernel/tracing")
 _EVENT: Final = "events/fuse/fuse_request_send"
+_INSTANCE: Final = "unionfs-bench-"
 _OPCODE: Final = re.compile(r"opcode \d+ \((?:FUSE_)?(\w+)\)")
 #: Kilobytes for each core: a quarter of a million requests.
 _BUFFER_KB: Final = 16384
@@ -162,12 +163,21 @@ class OwnRequests:
 @contextlib.contextmanager
 def trace() -> Iterator[Requests]:
     """Make a trace instance of our own; it is gone afterwards. `requests_reason` must be None."""
-    place = _TRACING / "instances" / f"unionfs-bench-{os.getpid()}"
+    instances = _TRACING / "instances"
+    for place in instances.glob(f"{_INSTANCE}*"):
+        if not os.path.exists(f"/proc/{place.name.removeprefix(_INSTANCE)}"):
+            _close(place)  # of a run that was killed
+    place = instances / f"{_INSTANCE}{os.getpid()}"
     place.mkdir()
     try:
         (place / "buffer_size_kb").write_text(str(_BUFFER_KB))
         yield Requests(place)
     finally:
-        with contextlib.suppress(OSError):
-            (place / _EVENT / "enable").write_text("0")
+        _close(place)
+
+
+def _close(place: Path) -> None:
+    with contextlib.suppress(OSError):
+        (place / _EVENT / "enable").write_text("0")
+    with contextlib.suppress(OSError):
         place.rmdir()

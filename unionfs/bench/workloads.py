@@ -221,7 +221,7 @@ def _delete(target: str, shape: Shape) -> int:
 
 
 def _delete_big(target: str, _: Shape) -> int:
-    """A file that nothing has read through the mount: dropping its pages is another cost."""
+    """Delete one that nothing has read through the mount: dropping pages is another cost."""
     os.unlink(f"{target}/doomed")
     _expect(int(os.path.lexists(f"{target}/doomed")), 0, "big file left")
     return 1
