@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import os
 import stat
-from typing import BinaryIO, Final, Protocol, Self
+from typing import BinaryIO, Final, Protocol
 
 import attrs
 
@@ -18,6 +18,7 @@ from unionfs.archive.entry import Kind
 from unionfs.archive.limits import Limits
 from unionfs.archive.reader import Window
 from unionfs.archive.tarstream import TarStream
+from unionfs.closing import Closing
 from unionfs.errors import HostileArchiveError, NotFoundError, show
 
 __all__ = ["DirectoryFiles", "Files", "TarFiles"]
@@ -56,7 +57,7 @@ def _components(path: str, what: str) -> list[bytes]:
     return parts
 
 
-class DirectoryFiles:
+class DirectoryFiles(Closing):
     """Files below an open directory. Owns the descriptor."""
 
     def __init__(self, path: bytes) -> None:
@@ -103,12 +104,6 @@ class DirectoryFiles:
     def close(self) -> None:
         """Close the directory."""
         os.close(self._fd)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        self.close()
 
 
 @attrs.frozen

@@ -18,6 +18,7 @@ from typing import NamedTuple, Self
 from unionfs.branch import whiteout, xattrs
 from unionfs.branch.override import OWNER_XATTR, STAT_XATTR, Override
 from unionfs.branch.whiteout import Dialect, Meaning
+from unionfs.closing import Closing
 from unionfs.errors import UnsupportedError, show
 
 __all__ = ["Branch", "DirScan", "Status", "proc_path"]
@@ -90,7 +91,7 @@ def _entry_type(entry: os.DirEntry[str]) -> int:
     return stat.S_IFREG if entry.is_file(follow_symlinks=False) else 0
 
 
-class Branch:
+class Branch(Closing):
     """An open branch. `path` is kept for messages only; `fd` is its root.
 
     `marked` branches carry overrides (see `unionfs.branch.override`); `owner` are the real
@@ -128,12 +129,6 @@ class Branch:
     def close(self) -> None:
         """Release the root fd."""
         os.close(self.fd)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def read_mark(self) -> None:
         """Learn from the root directory's xattrs whether entries carry overrides."""

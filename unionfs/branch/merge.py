@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, Self
 
 from unionfs.branch.branch import Branch, DirScan, Status
+from unionfs.closing import Closing
 
 __all__ = ["Child", "DirView", "Stack", "merge"]
 
@@ -124,7 +125,7 @@ class DirView:
         return DirView(self._branches, fds)
 
 
-class Stack:
+class Stack(Closing):
     """A read-only merged view of branches, top first, addressed by relative paths.
 
     It caches listings: use it only while nobody changes the branches.
@@ -155,12 +156,6 @@ class Stack:
         self._open = 0
         for branch in self.branches:
             branch.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def root(self) -> DirView:
         """Return the merged root directory."""

@@ -32,6 +32,7 @@ from unionfs.kernel import links, liveness, trees
 from unionfs.kernel.form import Phase, State, moved_names
 from unionfs.kernel.liveness import Use
 from unionfs.kernel.survey import Kind
+from unionfs.union.workarea import quiet
 
 __all__ = ["detect_dialect", "enter", "hides_layers", "locate", "pending_names", "settle"]
 
@@ -145,7 +146,7 @@ def _enter_tree(upper: int, lower: Stack | None, kind: Kind) -> None:
 
 def _enter_directory(fd: int, view: DirView | None, kind: Kind) -> list[tuple[bytes, bool]]:
     """Convert the markers of one directory; return its subdirectories and whether they merge."""
-    with Branch(b"", os.dup(fd)) as branch, trees.kept_times(fd):
+    with Branch(b"", os.dup(fd)) as branch, quiet(fd):
         scan = branch.scan(fd)
         if scan.opaque:
             _set_opaque(fd, b".", kind)
@@ -216,7 +217,7 @@ def _leave(state: State) -> None:
             _refuse_live(state, upper)
         if state.form.phase is not Phase.MOVING:
             _leave_overlay(state, upper)
-        with trees.kept_times(state.rw_fd):
+        with quiet(state.rw_fd):
             for name in moved_names(upper):
                 _move_back(state, upper, name)
 
@@ -281,7 +282,7 @@ def _free_names(state: State, fd: int, path: bytes) -> None:
         free = name[1:]
         while free in taken:
             free += b"~"
-        with trees.kept_times(fd):
+        with quiet(fd):
             _sys.renameat2(fd, name, fd, free, _sys.RENAME_NOREPLACE)
         taken.add(free)
         _LOGGER.warning(
@@ -316,7 +317,7 @@ def _leave_directory(
     """
     attribute = f"{state.form.kind.value}.overlay.opaque"
     inner = []
-    with trees.kept_times(fd):
+    with quiet(fd):
         for text in sorted(os.listdir(fd)):
             name = os.fsencode(text)
             if whiteout.is_reserved(name):
@@ -344,7 +345,7 @@ def _leave_directory(
 def _mark_opaque(state: State, fd: int, name: bytes) -> None:
     inner = os.open(name, _FLAGS | os.O_NOFOLLOW, dir_fd=fd)
     try:
-        with trees.kept_times(inner):
+        with quiet(inner):
             state.marker(inner, whiteout.OPAQUE)
     finally:
         os.close(inner)

@@ -30,6 +30,7 @@ from unionfs.branch.whiteout import Meaning
 from unionfs.errors import StoreError, show
 from unionfs.kernel import liveness, trees
 from unionfs.kernel.survey import Kind
+from unionfs.union.workarea import quiet
 
 __all__ = ["LAYERS", "UPPER", "WORK", "Form", "Phase", "State", "moved_names"]
 
@@ -123,7 +124,7 @@ class State:
     @classmethod
     def create(cls, rw_fd: int, rw: bytes, kind: Kind, layers: Sequence[bytes]) -> State:
         """Begin the way into overlay form: everything is still in place."""
-        with trees.kept_times(rw_fd):
+        with quiet(rw_fd):
             trees.remove_tree(rw_fd, _STAGING)
             os.mkdir(_STAGING, 0o700, dir_fd=rw_fd)
             fd = os.open(_STAGING, _FLAGS, dir_fd=rw_fd)
@@ -219,7 +220,7 @@ class State:
 
     def remove(self) -> None:
         """End the overlay form: all content has left `upper`."""
-        with trees.kept_times(self.rw_fd):
+        with quiet(self.rw_fd):
             trees.remove_tree(self.fd, WORK)
             with contextlib.suppress(FileNotFoundError):
                 os.rmdir(UPPER, dir_fd=self.fd)  # refuses to lose anything
@@ -233,5 +234,5 @@ class State:
         present = set(os.listdir(rw_fd))
         for name in (_STAGING, _DOOMED):
             if os.fsdecode(name) in present:
-                with trees.kept_times(rw_fd):
+                with quiet(rw_fd):
                     trees.remove_tree(rw_fd, name)

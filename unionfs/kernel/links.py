@@ -23,6 +23,7 @@ from unionfs.branch import Branch, Stack, xattrs
 from unionfs.branch.branch import proc_path
 from unionfs.kernel import trees
 from unionfs.kernel.form import WORK
+from unionfs.union.workarea import quiet
 
 __all__ = ["Origin", "flush_index", "keep_number", "pending_names", "upper_parent"]
 
@@ -205,7 +206,7 @@ def _link(index: int, copy: bytes, upper: int, lower: Stack, path: bytes, name: 
         return
     try:
         # Whatever is there already, a whiteout too, is what the union shows instead.
-        with trees.kept_times(parent), contextlib.suppress(FileExistsError):
+        with quiet(parent), contextlib.suppress(FileExistsError):
             os.link(copy, name, src_dir_fd=index, dst_dir_fd=parent, follow_symlinks=False)
     finally:
         os.close(parent)
@@ -242,7 +243,7 @@ def _enter_or_copy(fd: int, name: bytes, lower: Stack, path: bytes) -> int | Non
     if view is None:
         return None
     source = next(iter(view.fds.values()))
-    with trees.kept_times(fd):
+    with quiet(fd):
         os.mkdir(name, 0o700, dir_fd=fd)
         trees.copy_directory_attributes(source, fd, name)
     return os.open(name, _FLAGS, dir_fd=fd)

@@ -23,6 +23,7 @@ from unionfs import mountinfo
 from unionfs.branch import whiteout
 from unionfs.errors import BusyError, show
 from unionfs.kernel import trees
+from unionfs.union.workarea import quiet
 
 __all__ = [
     "flush_pseudo_links",
@@ -164,7 +165,7 @@ def flush_pseudo_links(rw: bytes, names: Mapping[bytes, list[bytes]]) -> None:
                         _link(root, copies, copy, path)
             finally:
                 os.close(copies)
-        with trees.kept_times(root):
+        with quiet(root):
             for name in ours:
                 trees.remove_tree(root, name)
     finally:
@@ -180,7 +181,7 @@ def _link(root: int, copies: int, copy: bytes, path: bytes) -> None:
     try:
         st = os.stat(copy, dir_fd=copies, follow_symlinks=False)
         if not stat.S_ISDIR(st.st_mode):
-            with trees.kept_times(parent), contextlib.suppress(FileExistsError):
+            with quiet(parent), contextlib.suppress(FileExistsError):
                 os.link(copy, name, src_dir_fd=copies, dst_dir_fd=parent, follow_symlinks=False)
     except FileNotFoundError:
         return

@@ -19,7 +19,6 @@ __all__ = [
     "OVERLAY_PREFIXES",
     "child",
     "copy_directory_attributes",
-    "kept_times",
     "open_inner",
     "raw_xattrs",
     "remove_tree",
@@ -73,16 +72,6 @@ def walk_directories(root: int) -> Iterator[tuple[bytes, int, list[os.DirEntry[s
         finally:
             os.close(fd)
         pending += reversed(inner)
-
-
-@contextlib.contextmanager
-def kept_times(dirfd: int) -> Iterator[None]:
-    """Restore a directory's times after changing entries that nobody should see change."""
-    st = os.stat(b".", dir_fd=dirfd)
-    try:
-        yield
-    finally:
-        os.utime(b".", ns=(st.st_atime_ns, st.st_mtime_ns), dir_fd=dirfd)
 
 
 def raw_xattrs(dirfd: int, name: bytes) -> list[str]:

@@ -10,11 +10,12 @@ removal), and an entry that a mount, an import or a tag needs is not removed.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
 import unionfs
+from unionfs.closing import Closing
 from unionfs.errors import (
     InvalidNameError,
     MissingParentError,
@@ -37,7 +38,6 @@ from unionfs.store.tags import TagStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
 
     from unionfs.store.collect import Problem
     from unionfs.store.facts import Facts
@@ -60,7 +60,7 @@ class Removal:
     orphans: tuple[ImageId, ...] = ()
 
 
-class Graph:
+class Graph(Closing):
     """An open store. `root` is its absolute path, `path` that of `graph/`, `fd` open on it.
 
     `create` makes a missing store; without it `NotFoundError`. A directory that holds other
@@ -111,17 +111,6 @@ class Graph:
         os.makedirs(self.root, 0o700, exist_ok=True)
         os.makedirs(self.path, 0o700, exist_ok=True)
         return open_dir(self.path)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the store; images already returned stay valid values."""

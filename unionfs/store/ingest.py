@@ -14,8 +14,7 @@ import hashlib
 import os
 import resource
 from collections.abc import Callable
-from types import TracebackType
-from typing import BinaryIO, Final, Protocol, Self
+from typing import BinaryIO, Final, Protocol
 
 import attrs
 
@@ -25,6 +24,7 @@ from unionfs.archive.limits import DEFAULT, Limits
 from unionfs.archive.record import Recorder
 from unionfs.archive.tarstream import TarStream
 from unionfs.branch import Branch, Stack, Writer
+from unionfs.closing import Closing
 from unionfs.errors import DigestMismatchError, HostileArchiveError, NotFoundError, StoreError
 from unionfs.store import config as configs
 from unionfs.store.extract import Extractor
@@ -98,7 +98,7 @@ def _raise_fd_limit() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-class Assembly:
+class Assembly(Closing):
     """Collects the layers of one new image; use in a `with` block, end with `finish`.
 
     Layers are given base first with `add`, on top of those of `base`. Nothing appears in the graph
@@ -129,16 +129,8 @@ class Assembly:
         self._chain: ChainId | None = None
         _raise_fd_limit()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        # Staged layers go before what they stand on is let go of.
+    def close(self) -> None:
+        """Let go of everything; staged layers go before what they stand on."""
         self._stack.close()
 
     @property

@@ -13,9 +13,10 @@ import fcntl
 import logging
 import os
 import secrets
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final
 
 from unionfs import _sys
+from unionfs.closing import Closing
 from unionfs.errors import (
     BusyError,
     ConflictError,
@@ -33,7 +34,6 @@ from unionfs.store.locks import hold_image, store_lock, try_exclusive
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import TracebackType
 
     from unionfs.store.entry import Image
     from unionfs.store.facts import Facts
@@ -71,7 +71,7 @@ def _tmp(graph_fd: int) -> Iterator[int]:
         os.close(fd)
 
 
-class Staging:
+class Staging(Closing):
     """A directory in which an entry is built; made by `Graph.stage`, used in a `with` block.
 
     `path` and `fd` are the directory. Fill it (`make_layer`, `write_file`, `put_record`,
@@ -98,17 +98,6 @@ class Staging:
             os.mkdir(self._name, 0o700, dir_fd=tmp_fd)
             self.fd = open_dir(self._name, tmp_fd)
             fcntl.flock(self.fd, fcntl.LOCK_EX)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Let go of the entry; remove the staging area if nothing was committed from it."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from functools import partial
-from types import TracebackType
 from typing import Self
 
 import attrs
@@ -17,6 +16,7 @@ import attrs
 from unionfs.archive.image import SourceImage
 from unionfs.archive.limits import DEFAULT, Limits
 from unionfs.branch import Dialect
+from unionfs.closing import Closing
 from unionfs.errors import ConflictError, InvalidNameError
 from unionfs.store.changes import Change, changes
 from unionfs.store.commit import commit
@@ -40,7 +40,7 @@ class Added:
     warnings: tuple[str, ...]
 
 
-class Store:
+class Store(Closing):
     """An open store; close it, or use it in a `with` block."""
 
     def __init__(self, graph: Graph) -> None:
@@ -58,17 +58,6 @@ class Store:
     def tags(self) -> TagStore:
         """The names of images."""
         return self.graph.tags
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the store."""

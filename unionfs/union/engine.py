@@ -19,6 +19,7 @@ from typing import Any, Self
 import attrs
 
 from unionfs.branch import whiteout
+from unionfs.closing import Closing
 from unionfs.union import introspect, provenance
 from unionfs.union.attributes import Attributes
 from unionfs.union.copyup import CopyPlan, CopyUp
@@ -67,7 +68,7 @@ class _Changes:
         self.restore = Restore(tree, writer, self.work, self.journal, self.names)
 
 
-class Engine:
+class Engine(Closing):
     """A union of read-only layers under an optional rw branch; made by `start`."""
 
     root = ROOT_INO
@@ -126,12 +127,6 @@ class Engine:
             branch.close()
         if self._lock >= 0:
             os.close(self._lock)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     @property
     def stats(self) -> Stats:
