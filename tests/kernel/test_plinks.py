@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -75,6 +76,24 @@ def test_names_are_used_without_changing_them(tmp_path: Path) -> None:
     assert (after.st_atime_ns, after.st_mtime_ns) == (before.st_atime_ns, before.st_mtime_ns)
     assert after.st_ctime_ns > before.st_ctime_ns
     assert touch_names(os.fsencode(tmp_path / "nowhere"), {}) == {}
+
+
+def test_a_name_that_may_not_be_touched_is_linked_afterwards(
+    rw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An immutable file, or a mount that was made read-only."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    build(tmp_path / "union", {"p": "x", "d/q": "=p"})
+    inode = (tmp_path / "union" / "p").stat().st_ino
+    copy = pseudo_links(os.fsencode(rw))[11]
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "utime", refuse)
+        names = touch_names(os.fsencode(tmp_path / "union"), {inode: copy})
+    flush_pseudo_links(os.fsencode(rw), names)
+    assert (rw / "d" / "q").samefile(rw / "p")
 
 
 @pytest.mark.parametrize("odd", [b"rw", b"r w", b"r\\w", b"r\nw"])

@@ -139,7 +139,9 @@ def _touch(fd: int, name: bytes, wanted: Container[int] | None = None) -> int | 
     except OSError as exc:
         if exc.errno in (errno.ENOENT, errno.ENAMETOOLONG):
             return None  # gone meanwhile, or listed but out of AUFS's reach
-        raise
+        if exc.errno not in (errno.EPERM, errno.EROFS):
+            raise
+        # Immutable, or a mount that became read-only: the link is made afterwards, if it can be.
     return st.st_ino
 
 

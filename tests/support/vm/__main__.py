@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import shutil
 import signal
@@ -153,7 +154,8 @@ def _boot(arguments: argparse.Namespace, place: Path, *, kvm: bool) -> bool:
         raise
     except BaseException:
         # Hung, broken or interrupted: what there is by now is worth having.
-        _show(scratch, out, jobs)
+        with contextlib.suppress(VmError, OSError):
+            _show(scratch, out, jobs)
         raise
     else:
         good = _show(scratch, out, jobs)
