@@ -11,9 +11,10 @@ from support.exploring import Driver, play
 from support.looking import Look
 
 from unionfs.explore import app as module
-from unionfs.explore.model import Explorer, Kind
+from unionfs.explore.model import Cancelled, Explorer, Kind
 from unionfs.insight import waste
 from unionfs.insight.explain import explain
+from unionfs.insight.where import of_directories
 from unionfs.insight.wording import lines
 
 _LAYERS = "etc/a etc/b usr/x/y/z k ‖ etc/a etc/.wh.b etc/n ‖ usr/x/.wh.y w"
@@ -365,38 +366,89 @@ def test_names_are_never_markup_and_never_reach_the_terminal_raw(
     assert len(os.listdir(out / "root")) == 8
 
 
-def test_a_large_directory_costs_what_is_seen(tmp_path: Path) -> None:
-    from unionfs.insight.where import of_directories
-
+def test_a_large_directory_costs_what_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     many = 100_000
     layer = tmp_path / "layer"
     (layer / "many").mkdir(parents=True)
-    source = layer / "many" / "source"
-    source.touch()
-    for number in range(many - 1):
-        if number % 30_000 == 0:  # filesystems limit the names of a file
-            source = layer / "many" / f"{number:06}"
-            source.touch()
-        else:
-            os.link(source, layer / "many" / f"{number:06}")
     (layer / "deep" / "er").mkdir(parents=True)
+    fd = os.open(layer / "many", os.O_RDONLY)
+    for number in range(many):
+        os.mknod(b"%06d" % number, dir_fd=fd)
+    os.close(fd)
+
+    def not_counted(*_: object) -> None:
+        raise Cancelled
+
+    monkeypatch.setattr(module, "report", not_counted)
 
     async def script(driver: Driver) -> None:
-        assert driver.app.explorer.reads == 1
-        drawn = driver.tree.drawn
+        explorer, rows = driver.app.explorer, driver.tree
+        assert explorer.reads == 1
         await driver.press("down", "down", "right")
-        assert len(driver.paths()) == many + 3
-        assert driver.app.explorer.reads == 2
+        assert rows.count() == many + 3
+        assert explorer.reads == 2
+        drawn = rows.drawn
         await driver.press("end", "pageup", "pageup", "home", "pagedown")
-        assert driver.tree.drawn - drawn < 24 * 24
-        assert len(driver.tree.rows.root.inner[b"many"].folder.statuses) < 24 * 12  # type: ignore[union-attr]  # there are rows
+        # Five movements; a screen has 20 rows, drawn a few times each at the most.
+        assert rows.drawn - drawn < 5 * 20 * 4
+        await driver.press("down", "right", "end")
+        assert driver.current.name == b"%06d" % (many - 1)
+        # Attributes are asked of rows on the screen only.
+        assert len(driver.current.folder.statuses) < 12 * 20
         await driver.press("slash")
         await driver.type("many/0999")
-        assert len(driver.paths()) == 1 + 1 + 99
-        assert driver.app.explorer.reads == 4  # and /deep, /deep/er
+        assert rows.count() == 1 + 1 + 100
+        assert explorer.reads == 4  # and /deep, /deep/er
 
     with Explorer(of_directories([os.fsencode(layer)])) as explorer:
         play(explorer, script)
+
+
+def test_500_layers(tmp_path: Path) -> None:
+    paths = []
+    for number in range(500):
+        path = tmp_path / f"layer{number}"
+        (path / "d").mkdir(parents=True)
+        (path / "d" / f"f{number}").touch()
+        paths.append(os.fsencode(path))
+
+    async def script(driver: Driver) -> None:
+        assert "500 " in driver.text
+        await driver.press("down", "right", "right", "end")
+        assert driver.tree.count() == 502
+        await driver.press("tab", "end")
+        assert driver.layers.current.number == 1
+        assert driver.paths() == [b"", b"d", b"d/f0"]
+        assert driver.app.explorer.reads == 1000
+
+    with Explorer(of_directories(paths[::-1])) as explorer:
+        play(explorer, script)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (33, 10), (250, 70)])
+def test_any_size_of_terminal(look: Look, size: tuple[int, int]) -> None:
+    async def script(driver: Driver) -> None:
+        for key in ("e", "w", "question_mark", "x", "g", "slash"):
+            await driver.press(key, "escape")
+        await driver.press("down", "right", "right", "tab", "down", "enter")
+        assert driver.path == b"etc/a"
+
+    play(look(_LAYERS), script, *size)
+
+
+def test_without_rights_it_says_so(look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied", b"/layer\x1b/secret")
+
+    monkeypatch.setattr(module, "report", refuse)
+
+    async def script(driver: Driver) -> None:
+        assert "sizes are not known: /layer\\x1b/secret: Permission denied" in driver.text
+        assert driver.paths() == [b"", b"etc", b"k", b"usr", b"w"]
+
+    play(look(_LAYERS), script, 120, 24)
 
 
 def test_quitting_stops_the_threads(look: Look, monkeypatch: pytest.MonkeyPatch) -> None:

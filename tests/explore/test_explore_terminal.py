@@ -16,7 +16,9 @@ import pytest
 from support.commands import child_env
 from support.insight import parse
 from support.literal import lay_out_all
+from support.rootless import as_nobody_argv, runtime
 from support.tty import Tty, on_tty
+from support.workspace import workspace
 
 _LAYERS = r"etc/a#hello etc/b usr/x/y k\x1b[31m ‖ etc/a etc/.wh.b etc/n ‖ w"
 _COLOUR = re.compile(rb"\x1b\[[0-9;:]*?(?:(?<=[\[;])(?:3[0-8]|4[0-8]|9[0-7]|10[0-7]))[;:m]")
@@ -94,6 +96,39 @@ def test_a_session(layers: list[str], tmp_path: Path) -> None:
         tty.until("Keys and marks")
         tty.press("escape", "q")
         assert tty.wait() == 0
+
+
+@pytest.mark.fuse
+def test_a_live_mount_of_a_plain_user() -> None:
+    with workspace() as place:
+        for line in (
+            "mkdir base top mnt out; echo one > base/one; echo two > base/two; touch top/.wh.one",
+            "unionfs mount --layer top --layer base mnt --rw rw",
+            "rm mnt/two; echo new > mnt/new",
+        ):
+            done = place.sh(line)
+            assert done.returncode == 0, done.stderr
+        env = _env(**{**place.env, **runtime().env})
+        argv = as_nobody_argv(["unionfs", "explore", "mnt"])
+        with on_tty(argv, env, cwd=place.path) as tty:
+            tty.until("score")
+            tty.line(" rw ")
+            assert "+ " in tty.line("new")
+            assert "- " in tty.line("two")
+            assert "one" not in tty.text
+            tty.press("h")
+            tty.until(" one")
+            assert "! " in tty.line(" one")
+            # The mount goes on changing meanwhile.
+            assert place.sh("echo late > mnt/late").returncode == 0
+            tty.press("r")
+            tty.until(" late")
+            tty.press("end", "x")
+            tty.until("Extract /two")
+            tty.press("out", "enter")
+            tty.until(lambda: place.sh("cat out/two").stdout == b"two\n")
+            tty.press("q")
+            assert tty.wait() == 0
 
 
 def test_narrow_wide_and_back(layers: list[str]) -> None:
@@ -204,6 +239,18 @@ def test_without_a_terminal_it_says_what_to_use(layers: list[str], missing: str)
     (line,) = done.stderr.decode().splitlines()
     assert line.startswith("unionfs: explore needs a terminal; `unionfs explain` and ")
     assert "--json" in line
+
+
+def test_help_does_not_wait_for_textual() -> None:
+    code = (
+        "import sys; from unionfs.cli.boundary import run; status = run(['explore', '--help']);"
+        "sys.exit(status or 'textual' in sys.modules or 'rich' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=_env(), capture_output=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"Browse layers" in done.stdout
 
 
 def test_wrong_words_are_said_before_anything_is_drawn(tmp_path: Path) -> None:

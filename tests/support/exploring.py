@@ -27,6 +27,7 @@ from unionfs.explore.base import Severity
 from unionfs.explore.keys import key_table
 from unionfs.explore.lists import LayerList, RowList, TreeList
 from unionfs.explore.model import Explorer
+from unionfs.explore.rows import Row
 from unionfs.insight.where import of_directories
 
 __all__ = ["PAGE", "Driver", "driving", "keys_part", "part", "play", "screen_part"]
@@ -107,10 +108,15 @@ class Driver:
         return self.app.layers
 
     @property
+    def current(self) -> Row:
+        """The row under the cursor."""
+        assert self.tree.current is not None
+        return self.tree.current
+
+    @property
     def path(self) -> bytes:
         """The path under the cursor."""
-        assert self.tree.current is not None
-        return self.tree.current.path
+        return self.current.path
 
     def paths(self) -> list[bytes]:
         """Return the paths of all rows of the tree."""

@@ -21,7 +21,14 @@ from typing import Any, Final
 
 import attrs
 
-__all__ = ["NOBODY", "Runtime", "popen_as_nobody", "run_as_nobody", "runtime"]
+__all__ = [
+    "NOBODY",
+    "Runtime",
+    "as_nobody_argv",
+    "popen_as_nobody",
+    "run_as_nobody",
+    "runtime",
+]
 
 NOBODY: Final = 65534
 _CHECKOUT: Final = Path(__file__).resolve().parents[2]
@@ -46,6 +53,11 @@ class Runtime:
 
 def _drop() -> tuple[str, ...]:
     return _DROP if os.geteuid() == 0 else ()
+
+
+def as_nobody_argv(argv: Sequence[str]) -> list[str]:
+    """Return the words that start a program as that user, for those who start it themselves."""
+    return [*_drop(), *argv]
 
 
 @functools.cache

@@ -134,13 +134,18 @@ class Tty:
 
 @contextlib.contextmanager
 def on_tty(
-    argv: Sequence[str], env: Mapping[str, str], columns: int = 80, lines: int = 24
+    argv: Sequence[str],
+    env: Mapping[str, str],
+    columns: int = 80,
+    lines: int = 24,
+    cwd: str | os.PathLike[str] = ".",
 ) -> Iterator[Tty]:
     """Start a program on a new terminal."""
     pid, fd = pty.fork()
     if pid == 0:
         try:
             fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+            os.chdir(cwd)
             os.execvpe(argv[0], list(argv), dict(env))  # noqa: S606  # the program of the test
         finally:
             os._exit(127)

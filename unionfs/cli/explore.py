@@ -7,7 +7,6 @@ wrong in the browser leaves the terminal as it was and is reported as by any oth
 from __future__ import annotations
 
 import os
-import sys
 
 import click
 
@@ -16,9 +15,6 @@ from unionfs.cli.where import WHERE, Options, locate, split_words, where_options
 from unionfs.errors import UnsupportedError
 
 __all__ = ["command"]
-
-#: Threads that count and search give way to the one that draws after this time, in seconds.
-_SWITCH = 0.0005
 
 
 @click.command("explore")
@@ -47,7 +43,6 @@ def command(
     from unionfs.explore.app import ExploreApp  # noqa: PLC0415  # textual takes its time to load
     from unionfs.explore.model import Explorer  # noqa: PLC0415  # see above
 
-    sys.setswitchinterval(_SWITCH)
     with Explorer(where) as explorer:
         app = ExploreApp(explorer, color="NO_COLOR" not in os.environ)
         status = app.run()
