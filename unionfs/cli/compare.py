@@ -116,8 +116,9 @@ def command(
         output.write_json(_document(verdict, findings))
     else:
         _print(verdict, findings, everything=everything)
-    if not verdict.worked and not verdict.refused:
-        output.note("unionfs: no engine could work here")
+    answers = len(verdict.worked) + len(verdict.refused)
+    if answers == 0 or (answers == 1 and len(engines) > 1):
+        output.note("unionfs: there is nothing to compare: too few engines could work here")
         return _TROUBLE
     return int(not verdict.agree)
 

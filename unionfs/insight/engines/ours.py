@@ -20,7 +20,7 @@ from unionfs.insight.engines.layers import LayerSource
 from unionfs.insight.engines.measure import Reference, measure
 from unionfs.insight.engines.reading import Ids, read_directory, read_engine
 from unionfs.insight.engines.seen import Outcome, View
-from unionfs.insight.engines.workplace import LeftOutError, is_whole, serving
+from unionfs.insight.engines.workplace import LeftOutError, RefusedError, is_whole, serving
 from unionfs.kernel.mounted import KernelRequest, Layer
 from unionfs.kernel.overlay_union import overlay_kind, prepare_overlay
 from unionfs.mounts import MountRecord
@@ -44,7 +44,12 @@ def run_engine(
     del place
     options = EngineOptions(root_mode_fallback=LEGACY_ROOT_MODE)
     with Engine.start(_branches(sources), None, options=options) as engine:
-        return measure(read_engine(engine), reference, View())
+        try:
+            return measure(read_engine(engine), reference, View())
+        except OSError as error:
+            # Not being allowed to read says nothing about the union; all else is its failure.
+            kind = LeftOutError if isinstance(error, PermissionError) else RefusedError
+            raise kind(error.strerror or str(error)) from error
 
 
 def run_fuse(sources: Sequence[LayerSource], place: bytes, reference: Reference | None) -> Outcome:

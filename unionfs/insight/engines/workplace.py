@@ -4,13 +4,15 @@ Everything that is mounted by the kernel is mounted in a child's mount namespace
 with the child whatever happens; a plain user's child is root of a user namespace besides. Children
 end with their parent (prctl(2)), also when that is killed.
 
-Invariant: when `workplace` ends, its directory and all processes started in it are gone.
+Invariant: when `workplace` ends, its directory and all processes started in it are gone; what a
+killed run leaves is a directory that nobody holds locked, and the next run removes it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import select
 import shutil
@@ -46,6 +48,7 @@ __all__ = [
     "workplace",
 ]
 
+_PREFIX: Final = b"unionfs-compare-"
 _SECONDS: Final = 60.0
 _PAUSE: Final = 0.005
 #: Seconds for killed programs to be gone.
@@ -66,18 +69,61 @@ class RefusedError(UnionfsError):
 
 @contextlib.contextmanager
 def workplace() -> Iterator[bytes]:
-    """Make a directory below $TMPDIR for the block."""
-    path = os.fsencode(tempfile.mkdtemp(prefix="unionfs-compare-"))
+    """Make a directory below $TMPDIR for the block; remove those of runs that were killed."""
+    top = os.fsencode(tempfile.gettempdir())
+    _sweep(top)
+    path, lock = _make(top)
     try:
         yield path
     finally:
-        _remove(path)
+        try:
+            _remove(path)
+        finally:
+            os.close(lock)
 
 
-def _remove(path: bytes) -> None:
+def _make(top: bytes) -> tuple[bytes, int]:
+    """Make a directory and lock it, so that others can tell that it is in use."""
+    while True:
+        path = tempfile.mkdtemp(prefix=_PREFIX, dir=top)
+        lock = _locked(path)
+        if lock is not None and os.path.isdir(path):
+            return path, lock
+        if lock is not None:  # somebody swept it before it was locked
+            os.close(lock)
+
+
+def _locked(path: bytes) -> int | None:
+    """Lock a directory of ours; None if it is in use or gone."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        if os.fstat(fd).st_uid == os.geteuid():
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return fd
+    except OSError:
+        pass
+    os.close(fd)
+    return None
+
+
+def _sweep(top: bytes) -> None:
+    for name in os.listdir(top):
+        path = os.path.join(top, name)
+        lock = _locked(path) if name.startswith(_PREFIX) else None
+        if lock is not None:
+            # What cannot be removed (a mount of a process that still ends) stays for the next one.
+            with contextlib.suppress(OSError):
+                _remove(path, grace=0)
+            os.close(lock)
+
+
+def _remove(path: bytes, grace: float = _GRACE) -> None:
     parent, name = os.path.split(path)
     fd = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    limit = time.monotonic() + _GRACE
+    limit = time.monotonic() + grace
     try:
         while True:
             try:
