@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.engine_fs import EngineFs, build, disk_state, snapshot
+from support.engine_fs import EngineFs, build, disk_form, disk_state, snapshot
 from support.kernelways import in_way, request_for, require_way
 
 from unionfs import _sys
@@ -187,7 +187,7 @@ def test_a_branch_carried_between_fuse_and_aufs(open_tmp: Path) -> None:
         fs.create("f", b"again")
         fs.unlink("d/b")
         fs.engine.close()
-        states = [disk_state(open_tmp / place / "rw") for place in ("carried", "steady")]
+        states = [disk_form(open_tmp / place / "rw") for place in ("carried", "steady")]
         assert states[0] == states[1]
         trees = []
         for place in ("carried", "steady"):

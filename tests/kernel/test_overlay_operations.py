@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.engine_fs import EngineFs, build, disk_state, fingerprint, snapshot
+from support.engine_fs import EngineFs, build, disk_form, disk_state, fingerprint, snapshot
 from support.kernelways import WAYS, in_way, request_for, require_way
 
 from unionfs.branch import whiteout
@@ -177,7 +177,7 @@ def test_a_branch_carried_between_fuse_and_overlayfs(way: str, open_tmp: Path) -
         session("steady", lambda fs: operate(1, fs, open_tmp))
         carried, steady = session("carried", snapshot), session("steady", snapshot)
         assert carried == steady
-        assert disk_state(open_tmp / "carried" / "rw") == disk_state(open_tmp / "steady" / "rw")
+        assert disk_form(open_tmp / "carried" / "rw") == disk_form(open_tmp / "steady" / "rw")
 
     in_way(way, action)
 

@@ -14,12 +14,13 @@ from pathlib import Path
 
 from unionfs.union import Attr, Caller, Engine, SetAttr
 
-__all__ = ["OLD", "EngineFs", "build", "disk_state", "fingerprint", "snapshot"]
+__all__ = ["OLD", "EngineFs", "build", "disk_form", "disk_state", "fingerprint", "snapshot"]
 
 #: The time every entry of a built tree has, ns.
 OLD = 1_000_000_000 * 10**9
 
 ROOT = Caller(0, 0)
+_OWN = (".unionfs.ino", ".override_stat")
 
 
 class EngineFs:
@@ -228,6 +229,26 @@ def disk_state(root: Path) -> dict[str, str]:
                 found[key] = where.read_text(errors="surrogateescape")
             else:
                 found[key] = "special"
+    return found
+
+
+def disk_form(root: Path) -> dict[str, tuple[object, ...]]:
+    """Return the form of a rw branch: all that two unions that did the same must agree on.
+
+    Not what is the single file's own: its inode number, its times, how many links a marker has.
+    A plain user's branch may record an owner and mode or have them real; trees tell that.
+    """
+    found: dict[str, tuple[object, ...]] = {}
+    for path, facts in fingerprint(root).items():
+        mode, _, nlink, uid, gid, rdev, size, _, _, attributes, content = facts
+        name = os.path.relpath(path, root)
+        plain = isinstance(mode, int) and stat.S_ISREG(mode)
+        if os.path.basename(name).startswith(".wh."):
+            nlink = None
+        assert isinstance(attributes, tuple)
+        kept = tuple(item for item in attributes if not item[0].endswith(_OWN))
+        ids = (mode, uid, gid, rdev)
+        found[name] = (*ids, *((nlink, size) if plain else ()), kept, content)
     return found
 
 
