@@ -72,6 +72,7 @@ def test_commands_take_it(where: Where, run: Run) -> None:
     events = run("history-of", where.title, "/d/a", "--upto", "demo/app:v1", "--json").json()
     assert [event["event"] for event in events] == ["added"]
     assert run("whiteouts", where.title, "--upto", "2", "--json").json()["markers"] == []
+    assert len(run("report", where.title, "--upto", "2", "--json").json()["layers"]) == 2
     said = run("explain", where.title, "/d/a", "--upto", "9")
     assert (said.status, said.err.count("\n")) == (1, 1)
     assert "not both" in run("explain", where.title, "/d/a", "--upto", "1", "--rw", "x").err

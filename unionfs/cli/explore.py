@@ -11,6 +11,7 @@ import os
 import click
 
 from unionfs.cli.group import root_option, verbose_option
+from unionfs.cli.upto import upto_option
 from unionfs.cli.where import WHERE, Options, locate, split_words, where_options
 from unionfs.errors import UnsupportedError
 
@@ -20,6 +21,7 @@ __all__ = ["command"]
 @click.command("explore")
 @click.argument("words", metavar="[WHERE]", nargs=-1, type=WHERE)
 @where_options
+@upto_option
 @root_option
 @verbose_option
 def command(

@@ -20,6 +20,7 @@ from unionfs.cli import output
 from unionfs.cli.group import root_option, verbose_option
 from unionfs.cli.progress import progress
 from unionfs.cli.signals import orderly_end
+from unionfs.cli.upto import upto_option
 from unionfs.cli.where import WHERE, Options, locate, split_words, where_options
 from unionfs.errors import ConflictError, UsageError, show
 
@@ -33,6 +34,7 @@ __all__ = ["command"]
 @click.command("report")
 @click.argument("words", metavar="[WHERE]", nargs=-1, type=WHERE)
 @where_options
+@upto_option
 @click.option(
     "-o",
     "--output",
