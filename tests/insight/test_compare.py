@@ -20,6 +20,7 @@ from support.layers import Member, layer_tar
 from support.literal import lay_out_all
 from support.rootless import NOBODY, run_as_nobody, runtime
 
+from unionfs import _sys
 from unionfs.cli import compare as command
 from unionfs.insight.engines.contest import ENGINES, contest
 from unionfs.insight.engines.layers import of_where
@@ -27,6 +28,7 @@ from unionfs.insight.engines.measure import Reference, measure
 from unionfs.insight.engines.seen import UNKNOWN_LINKS, Seen, Shown, View, tree_digest
 from unionfs.insight.engines.workplace import workplace
 from unionfs.insight.where import of_directories
+from unionfs.kernel import aufs
 
 FILE = Seen(stat.S_IFREG, 0o644, content=b"x", size=1)
 DIRECTORY = Seen(stat.S_IFDIR, 0o755)
@@ -356,6 +358,30 @@ def test_a_killed_engine_is_left_out(layers: MakeLayers, monkeypatch: pytest.Mon
         verdict = contest(of_where(where, place), place, ("oci", "umoci"))
     assert verdict.outcomes["umoci"].status.state == "left out"
     assert verdict.agree
+
+
+@pytest.mark.usefixtures("as_root")
+def test_aufs_is_asked_for_the_layers_as_spelled(
+    layers: MakeLayers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without AUFS here: what the kernel would be told, and that what is mounted then is read."""
+    where = layers("a ‖ .wh.a b")
+
+    def mount(plan: aufs.AufsPlan, target: bytes) -> None:
+        words = plan.first + b"".join(plan.appends)
+        places = [words.index(os.path.basename(named.path)) for named in where.branches]
+        assert places == sorted(places)
+        assert words.index(b"/rw=rw") < places[0]
+        _sys.mount(where.branches[0].path, target, b"", _sys.MS_BIND, b"")
+
+    monkeypatch.setattr(aufs, "probe_features", lambda _scratch: aufs.Features())
+    monkeypatch.setattr(aufs, "mount", mount)
+    with workplace() as place:
+        verdict = contest(of_where(where, place), place, ("oci", "aufs"))
+    # The mount that stands in for AUFS shows the marker as a file.
+    assert {path: item.what for path, item in verdict.outcomes["aufs"].differences.items()} == {
+        b".wh.a": ("extra",)
+    }
 
 
 # -- live mounts -------------------------------------------------------------------

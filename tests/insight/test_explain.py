@@ -334,6 +334,8 @@ def test_rw_branch_while_overlayfs_has_it(layers: MakeLayers, run: Run, tmp_path
     changed = run("diff", *options, "--json").json()
     assert [(item["kind"], item["path"]) for item in changed] == [("D", "/d/x"), ("D", "/y")]
     assert run("lint", *options, "--fail-on", "info").status == 0
+    alone = run("whiteouts", rw, "--json").json()
+    assert [marker["path"] for marker in alone["markers"]] == ["/d", "/y"]
     settle(os.fsencode(rw))
     assert run("explain", *options, "/y", "--json").json()["cause"]["marker"] == "/.wh.y"
 

@@ -124,7 +124,7 @@ def locate(word: str | None, options: Options) -> Where:
 
 
 def _named(word: str, options: Options) -> Where:
-    from unionfs.branch import Dialect  # noqa: PLC0415  # help stays fast
+    from unionfs.branch import Dialect, place_of  # noqa: PLC0415  # help stays fast
     from unionfs.insight import where  # noqa: PLC0415  # help stays fast
 
     path = os.path.abspath(os.fsencode(word))
@@ -140,6 +140,8 @@ def _named(word: str, options: Options) -> Where:
     except (NotFoundError, InvalidNameError):
         if not os.path.isdir(path):
             raise
+    if place_of(path).path != path:  # a rw branch that kernel overlayfs has at the moment
+        return where.of_directories([], path)
     return where.of_directories([path], None, Dialect(options.dialect))
 
 

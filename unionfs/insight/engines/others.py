@@ -13,7 +13,7 @@ import json
 import os
 import re
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
 from unionfs import _sys
@@ -22,7 +22,7 @@ from unionfs.branch.whiteout import Meaning
 from unionfs.insight.engines.layers import LayerSource
 from unionfs.insight.engines.measure import Reference, measure
 from unionfs.insight.engines.reading import Ids, read_directory
-from unionfs.insight.engines.seen import Outcome, View
+from unionfs.insight.engines.seen import Outcome, Shown, View
 from unionfs.insight.engines.unpack import unpack_all
 from unionfs.insight.engines.workplace import (
     LeftOutError,
@@ -85,7 +85,7 @@ def run_aufs(sources: list[LayerSource], place: bytes, reference: Reference | No
         _sys.umount(target, _sys.MNT_DETACH)
 
 
-def _with_root(shown: Any, reference: Reference | None) -> Any:
+def _with_root(shown: Iterable[Shown], reference: Reference | None) -> Iterator[Shown]:
     if reference is not None and b"" in reference.tree:
         yield b"", reference.tree[b""], None
     yield from shown
