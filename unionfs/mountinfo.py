@@ -47,8 +47,10 @@ def kernel_unions() -> Iterator[KernelUnion]:
         seen.add(namespace)
         for line in lines:
             fields = line.rstrip(b"\n").split(b" ")
-            dash = fields.index(b"-", _FIRST_OPTIONAL)
-            fstype = fields[dash + 1]
+            try:
+                fstype = fields[fields.index(b"-", _FIRST_OPTIONAL) + 1]
+            except (ValueError, IndexError):
+                continue  # some filesystem shows an option with a newline in it
             if fstype in _TYPES:
                 device = fields[_DEVICE_FIELD].decode()
                 yield KernelUnion(device, fstype.decode(), unescape(fields[-1]))

@@ -38,7 +38,7 @@ _JOB_SECONDS: Final = 900
 _KVM_BOOT: Final = 60
 #: For booting, and for the machine to end its jobs.
 _GRACE: Final = 120
-_TEST_SECONDS, _SLOW_TEST_SECONDS = 120, 360
+_TEST_SECONDS, _SLOW_TEST_SECONDS = 120, 900
 
 
 def _say(line: str) -> None:
