@@ -205,6 +205,17 @@ def test_going_to_what_is_hidden_shows_it(look: Look) -> None:
     play(look(_LAYERS), script)
 
 
+def test_adding_up_a_directory(look: Look) -> None:
+    async def script(driver: Driver) -> None:
+        await driver.press("down", "s")
+        assert driver.said == ["/etc: 2B in 2 files"]
+        assert " 2B " in next(line for line in driver.lines() if " etc/" in line)
+        await driver.press("down", "s")
+        assert len(driver.said) == 1
+
+    play(look(_LAYERS), script)
+
+
 def test_viewing_a_file(look: Look) -> None:
     async def script(driver: Driver) -> None:
         await driver.press("down", "down", "v")

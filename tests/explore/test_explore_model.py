@@ -20,7 +20,7 @@ from unionfs.errors import NotFoundError, UsageError, show
 from unionfs.explore.model import ALL_KINDS, Cancelled, Explorer, Kind, up_to
 from unionfs.explore.rows import build
 from unionfs.explore.search import matcher, search, shown_name
-from unionfs.explore.visit import find, first_bytes, unshow, verdict
+from unionfs.explore.visit import add_up, find, first_bytes, unshow, verdict
 from unionfs.explore.words import content, status_line
 from unionfs.insight.explain import explain
 from unionfs.insight.explanation import Verdict
@@ -320,6 +320,18 @@ def test_attributes_and_content(look: Look) -> None:
     assert status_line(Kind.DELETED, 1, status) == f"deleted · layer 1 · file 0644 {owner} 5B"
     with pytest.raises(OSError, match="not a regular file"):
         first_bytes(explorer, folder, b"d")
+
+
+def test_bytes_of_a_directory(look: Look) -> None:
+    explorer = look("d/a#12345 d/s/b#12 d/h&d/a k#1 gone/x#1234 l>k ‖ d/a#1 .wh.gone")
+    lens = explorer.lens(2, aggregated=False)
+    root = explorer.root(lens)
+    assert add_up(explorer, root, b"d", nothing) == (3, 1 + 2 + 5)
+    assert add_up(explorer, root, b"gone", nothing) == (1, 4)
+    assert add_up(explorer, root, b"", nothing) == (5, 1 + 2 + 5 + 1)
+    assert root.sums == {b"d": 8, b"gone": 4, b"": 9}
+    below = explorer.root(explorer.lens(1, aggregated=False))
+    assert add_up(explorer, below, b"d", nothing) == (3, 5 + 2)  # two names of one file
 
 
 def test_what_went_away_meanwhile_is_said(look: Look, tmp_path: Path) -> None:

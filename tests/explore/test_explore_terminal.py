@@ -34,6 +34,12 @@ def _argv(*words: str) -> list[str]:
     return [sys.executable, "-m", "unionfs", "explore", *words]
 
 
+def _patched(code: str, *words: str) -> list[str]:
+    """Return the words of the command with something changed in it."""
+    main = "from unionfs.cli import main; main()"
+    return [sys.executable, "-c", f"{code}\n{main}", "explore", *words]
+
+
 def _env(**more: str) -> dict[str, str]:
     env = child_env(**{"TERM": "xterm-256color", "LC_ALL": "C.UTF-8", **more})
     for name in ("NO_COLOR", "COLUMNS", "LINES"):
@@ -158,6 +164,40 @@ def test_every_end_leaves_the_terminal_as_it_was(
         assert tty.wait() == status
 
 
+_SLOW = """
+import time
+from unionfs.explore import extract
+entry = extract._Copy._entry
+def slow(self, *arguments):
+    time.sleep(0.1)
+    entry(self, *arguments)
+extract._Copy._entry = slow
+"""
+
+
+@pytest.mark.parametrize("ending", [signal.SIGTERM, "\x11"])
+def test_ending_amid_an_extraction_leaves_nothing(
+    tmp_path: Path, ending: signal.Signals | str
+) -> None:
+    layer, out = tmp_path / "layer", tmp_path / "out"
+    layer.mkdir()
+    out.mkdir()
+    for number in range(1000):
+        (layer / f"{number:03}").touch()
+    with on_tty(_patched(_SLOW, "--layer", str(layer)), _env()) as tty:
+        tty.until("score")
+        tty.press("x")
+        tty.until("Extract /")
+        tty.press(str(out), "enter")
+        tty.until(lambda: any((inner / "002").exists() for inner in out.iterdir()))
+        if isinstance(ending, str):
+            tty.press(ending)  # ctrl-q works everywhere
+        else:
+            os.kill(tty.pid, ending)
+        assert tty.wait() == (0 if isinstance(ending, str) else 143)
+    assert list(out.iterdir()) == []
+
+
 def test_without_colour_everything_can_be_told(layers: list[str]) -> None:
     with exploring(layers, NO_COLOR="1") as tty:
         tty.until("score")
@@ -173,21 +213,16 @@ def test_without_colour_everything_can_be_told(layers: list[str]) -> None:
 
 
 _BROKEN = """
-import sys
 from unionfs.explore import app
 def action_read(self): raise RuntimeError("made for the test")
 app.ExploreApp.action_read = action_read
-from unionfs.cli import main
-sys.argv[0] = "unionfs"
-main()
 """
 
 
 def test_a_defect_is_one_line_and_the_terminal_comes_back(
     layers: list[str], tmp_path: Path
 ) -> None:
-    argv = [sys.executable, "-c", _BROKEN, "explore", *layers]
-    with on_tty(argv, _env(XDG_STATE_HOME=str(tmp_path))) as tty:
+    with on_tty(_patched(_BROKEN, *layers), _env(XDG_STATE_HOME=str(tmp_path))) as tty:
         modes = tty.modes()
         tty.until("score")
         tty.press("r")

@@ -35,7 +35,7 @@ from unionfs.explore.rows import Row, Rows, build
 from unionfs.explore.screens import Page, Prompt, Waste
 from unionfs.explore.search import Matcher, matcher, search
 from unionfs.explore.style import CSS, THEME
-from unionfs.explore.visit import find, first_bytes, unshow, verdict
+from unionfs.explore.visit import add_up, find, first_bytes, unshow, verdict
 from unionfs.insight.probe import split_path
 from unionfs.insight.waste import Report, report
 
@@ -410,6 +410,25 @@ class ExploreApp(CopyingApp):
             self.later(self.say, error_words(exc), "error")
             return
         self.later(self.push_screen, Page(show(b"/" + path), lines))
+
+    def action_add_up(self) -> None:
+        """Add up the bytes in the directory under the cursor."""
+        row = self.current_row()
+        if row is not None and row.folder.entry(row.name).is_dir:
+            self._add_up(row)
+
+    @work(thread=True, exclusive=True, group="sum")
+    def _add_up(self, row: Row) -> None:
+        try:
+            files, bytes_in = add_up(self.explorer, row.folder, row.name, ticker())
+        except Cancelled:
+            return
+        except OSError as exc:
+            self.later(self.say, error_words(exc), "error")
+            return
+        name = show(b"/" + row.path)
+        self.later(self.say, f"{name}: {size(bytes_in)} in {words.counted(files, 'file')}")
+        self.later(self.files.refresh)
 
     def action_view(self) -> None:
         """Show the beginning of a file."""

@@ -18,6 +18,7 @@ from unionfs.explore.model import Cancelled, Explorer
 from unionfs.explore.rows import Row
 from unionfs.explore.screens import Busy, Choice, Prompt
 from unionfs.explore.visit import unshow
+from unionfs.explore.words import counted
 
 __all__ = ["CopyingApp"]
 
@@ -53,7 +54,7 @@ class CopyingApp(BaseApp):
         self.push_screen(
             Busy(
                 f"Extracting {show(b'/' + path)}",
-                lambda: f"{done.entries} entries, {size(done.size)}",
+                lambda: f"{counted(done.entries, 'entry')}, {size(done.size)}",
                 worker.cancel,
             )
         )
@@ -72,7 +73,7 @@ class CopyingApp(BaseApp):
         except (OSError, UnionfsError) as exc:
             self.later(self._ended_extract, error_words(exc), "error")
         else:
-            text = f"{done.entries} entries, {size(done.size)} in {show(done.path)}"
+            text = f"{counted(done.entries, 'entry')}, {size(done.size)} in {show(done.path)}"
             if done.notes:
                 self.later(self._ended_extract, f"{text}; {done.notes}", "warning")
             else:

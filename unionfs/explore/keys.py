@@ -44,6 +44,7 @@ APP_KEYS: Final[list[BindingType]] = [
     _key("x", "extract", "Extract", "copy the file or tree to a directory, also a deleted one"),
     _key("g", "go", "Go to", "go to a path, links followed"),
     _key("q,ctrl+c", "quit", "Quit", "leave", display="q"),
+    _key("s", "add_up", "", "add up the bytes in the directory"),
     *(
         _key(key, f"kind('{key}')", "", f"show or leave out what is {KIND_WORDS[kind]}")
         for key, kind in KIND_KEYS.items()

@@ -329,7 +329,9 @@ class TreeList(RowList):
         segments = [Segment(f" {entry.kind.value} ", kind)]
         if width >= _WIDE:
             segments.append(Segment(fit(words.facts(status), _FACTS), dim))
-        segments.append(Segment(f"{words.size_of(status):>{_SIZE}}  ", dim))
+        bytes_in = row.folder.sums.get(row.name)
+        weight = words.size_of(status) if bytes_in is None else size(bytes_in)
+        segments.append(Segment(f"{weight:>{_SIZE}}  ", dim))
         segments.append(Segment(_GUIDE * max(0, row.depth - 1), self.style_of("guide")))
         icon = ("▾ " if row.is_open else "▸ ") if entry.opens else "  "
         segments.append(Segment(icon, kind or dim))

@@ -91,6 +91,7 @@ class Folder:
 
     __slots__ = (
         *("before", "dirs", "lens", "names", "now", "path", "raw", "showed", "shows", "statuses"),
+        "sums",
     )
 
     def __init__(
@@ -108,6 +109,8 @@ class Folder:
         #: Names that some branch has as a directory.
         self.dirs = {name for names in held for name, fmt in names.items() if fmt == stat.S_IFDIR}
         self.statuses: dict[bytes, Status | str] = {}
+        #: Bytes in directories, as far as somebody asked for them.
+        self.sums: dict[bytes, int] = {}
 
     def entry(self, name: bytes) -> Entry:
         """Return a name's entry; the empty name is the folder itself (for the root only)."""

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from typing import Final
 
+from unionfs.branch import Stack
 from unionfs.errors import NotFoundError, show
-from unionfs.explore.model import Explorer, Folder, Kind, Lens, up_to
+from unionfs.explore.model import Explorer, Folder, Kind, Lens, Tick, up_to
 from unionfs.insight.explain import explain
 from unionfs.insight.probe import join, split_path
 from unionfs.insight.where import Where
 from unionfs.insight.wording import lines
 
-__all__ = ["find", "first_bytes", "unshow", "verdict"]
+__all__ = ["add_up", "find", "first_bytes", "unshow", "verdict"]
 
 #: As many links on the way as Linux follows.
 _LINKS: Final = 40
@@ -91,6 +93,29 @@ def first_bytes(explorer: Explorer, folder: Folder, name: bytes) -> bytes:
             os.close(fd)
     finally:
         os.close(directory)
+
+
+def add_up(explorer: Explorer, folder: Folder, name: bytes, tick: Tick) -> tuple[int, int]:
+    """Return number and bytes of the files in what is shown of a directory; it keeps the bytes.
+
+    The names of one file count as many, its bytes once.
+    """
+    stack = Stack(explorer.branches(explorer.source(folder, name)))
+    seen: set[tuple[int, int]] = set()
+    files = size = 0
+    for _, view, inner in stack.walk(join(folder.path, name) if name else b""):
+        tick()
+        branch, fd = view.top(inner)
+        status = branch.status(fd, inner)
+        if status.fmt == stat.S_IFDIR:
+            continue
+        files += 1
+        if status.fmt == stat.S_IFREG and (status.dev, status.ino) not in seen:
+            size += status.size
+            if status.nlink > 1:
+                seen.add((status.dev, status.ino))
+    folder.sums[name] = size
+    return files, size
 
 
 def verdict(where: Where, top: int, path: bytes) -> list[tuple[str, str]]:

@@ -18,7 +18,16 @@ from unionfs.insight.probe import kind_name
 from unionfs.insight.waste import LayerWaste
 from unionfs.insight.where import NamedBranch
 
-__all__ = ["KIND_WORDS", "command", "content", "details", "facts", "size_of", "status_line"]
+__all__ = [
+    "KIND_WORDS",
+    "command",
+    "content",
+    "counted",
+    "details",
+    "facts",
+    "size_of",
+    "status_line",
+]
 
 KIND_WORDS: Final = {
     Kind.ADDED: "added",
@@ -29,6 +38,7 @@ KIND_WORDS: Final = {
 }
 _SHELL: Final = ("/bin/sh -c #(nop) ", "/bin/sh -c ", "|0 ", "RUN /bin/sh -c ")
 _ROW: Final = 16
+_PLURALS: Final = {"entry": "entries"}
 
 
 def command(named: NamedBranch) -> str:
@@ -69,7 +79,12 @@ def status_line(kind: Kind, number: int, status: Status | str) -> str:
     return f"{KIND_WORDS[kind]} · layer {number} · {about}"
 
 
-def details(named: NamedBranch, counted: LayerWaste | None) -> list[tuple[str, str]]:
+def counted(number: int, word: str) -> str:
+    """Return a number with its word, in the plural where it is one."""
+    return f"{number} {word if number == 1 else _PLURALS.get(word, f'{word}s')}"
+
+
+def details(named: NamedBranch, waste: LayerWaste | None) -> list[tuple[str, str]]:
     """Return labels and values of a layer."""
     found = []
     if named.names:
@@ -78,14 +93,12 @@ def details(named: NamedBranch, counted: LayerWaste | None) -> list[tuple[str, s
         found.append(("by", command(named)))
     if named.created:
         found.append(("created", show(named.created[:16].replace("T", " "))))
-    if counted is not None:
-        found.append(
-            ("ships", f"{size(counted.size)} in {counted.files} file{'s' * (counted.files != 1)}")
-        )
-        if counted.wasted:
-            found.append(("wasted", size(counted.wasted)))
-        if counted.markers:
-            found.append(("markers", str(counted.markers)))
+    if waste is not None:
+        found.append(("ships", f"{size(waste.size)} in {counted(waste.files, 'file')}"))
+        if waste.wasted:
+            found.append(("wasted", size(waste.wasted)))
+        if waste.markers:
+            found.append(("markers", str(waste.markers)))
     if named.layer_id:
         found.append(("id", show(named.layer_id[:12])))
     else:
