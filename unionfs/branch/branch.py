@@ -84,11 +84,11 @@ def _located(exc: OSError, dirfd: int, name: bytes) -> OSError:
 
 
 def _entry_type(entry: os.DirEntry[str]) -> int:
+    if entry.is_file(follow_symlinks=False):  # first what most are
+        return stat.S_IFREG
     if entry.is_dir(follow_symlinks=False):
         return stat.S_IFDIR
-    if entry.is_symlink():
-        return stat.S_IFLNK
-    return stat.S_IFREG if entry.is_file(follow_symlinks=False) else 0
+    return stat.S_IFLNK if entry.is_symlink() else 0
 
 
 class Branch(Closing):
@@ -203,10 +203,10 @@ class Branch(Closing):
     def _scan_aufs(
         self, listing: contextlib.AbstractContextManager[object], scan: DirScan, fd: int
     ) -> None:
-        entries = scan.entries
+        entries, is_reserved = scan.entries, whiteout.is_reserved
         for entry in listing:  # type: ignore[attr-defined]  # typeshed hides ScandirIterator
             name = os.fsencode(entry.name)
-            if not whiteout.is_reserved(name):
+            if not is_reserved(name):
                 entries[name] = _entry_type(entry)
                 continue
             marker = whiteout.classify(name)
@@ -261,7 +261,7 @@ class Branch(Closing):
             st = os.stat(name, dir_fd=dirfd, follow_symlinks=False)
         except PermissionError as exc:
             raise _located(exc, dirfd, name) from None
-        return self._present(st, dirfd, name)
+        return self._present(st, dirfd, name) if self.marked else self._build(st, None)
 
     def override(self, dirfd: int, name: bytes) -> Override | None:
         """Return the override recorded on an entry, if there is a valid one."""

@@ -116,14 +116,15 @@ class Guess:
         self._grant = _FIRST
         self._current = None
 
-    def take(self) -> int | None:
-        """Return the next file to send, or None."""
+    def take(self, most: int) -> list[int]:
+        """Return the next files to send, few or none."""
         order = self._current
-        if order is None or not self._credit or self._is_done(order):
-            return None
-        self._credit -= 1
-        order.front += 1
-        return order.files[order.front - 1]
+        if order is None:
+            return []
+        files = order.files[order.front : order.front + min(most, self._credit)].tolist()
+        self._credit -= len(files)
+        order.front += len(files)
+        return files
 
     def stop(self) -> None:
         """Take back what was bought."""

@@ -133,6 +133,7 @@ class Lane:
         for thread in self._threads:
             thread.join()
         self._ahead.close()
+        self._reads.close()
         os.close(self._fd)  # ends the connection: whoever still waits gets an error
         self._fd = -1
         self._work.close()
@@ -170,7 +171,7 @@ class Lane:
                 size = os.readv(self._fd, buffers)
             except BlockingIOError:
                 idle = time.perf_counter()
-                if self._cores > 1 and vain < _PATIENCE and _spin(device, idle):
+                if vain < _PATIENCE and self._spin(device, idle):
                     vain = 0
                     continue
                 events = ready.poll()
@@ -184,6 +185,18 @@ class Lane:
                     raise
             else:
                 self._take(view[:size])
+
+    @property
+    def _may_spin(self) -> bool:
+        """Whether there is a core to spare, and no other thread that would have to wait."""
+        return self._cores > 1 and not self._ahead.busy and not self._reads.busy
+
+    def _spin(self, device: select.poll, since: float) -> bool:
+        """Wait for the next request for a moment without sleeping."""
+        while self._may_spin and time.perf_counter() - since < _SPIN:
+            if device.poll(0):
+                return True
+        return False
 
     def _take(self, message: memoryview) -> None:
         request = Request(message)
@@ -260,11 +273,3 @@ class Lane:
         (flags,) = _FLAGS.unpack_from(message, _FLAGS_AGREED)
         flags = (flags | self._reads.offered & _WANTED) & ~_UNWANTED
         _FLAGS.pack_into(message, _FLAGS_AGREED, flags)
-
-
-def _spin(device: select.poll, since: float) -> bool:
-    """Wait for the next request for a moment without sleeping."""
-    while time.perf_counter() - since < _SPIN:
-        if device.poll(0):
-            return True
-    return False

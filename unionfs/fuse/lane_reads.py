@@ -12,12 +12,12 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import stat
 import struct
 from collections.abc import Callable
 from typing import Final
 
 from unionfs.fuse import protocol
+from unionfs.fuse.lane_lists import Lists
 from unionfs.fuse.lane_request import (
     COUNTS,
     LATER,
@@ -38,9 +38,6 @@ _log = logging.getLogger(__name__)
 _OUT_HEADER: Final = protocol.OUT_HEADER.size
 _STATFS: Final = struct.Struct("=QQQQQIIII24x")
 _COUNT: Final = struct.Struct("=Q")
-_DOTS: Final = 2  # offsets taken by "." and ".."
-_ALIGN: Final = 8
-_REGULAR: Final = stat.S_IFREG >> 12
 _GENTLE: Final = (errno.EOPNOTSUPP, errno.EINVAL)
 
 
@@ -50,7 +47,8 @@ class Reads:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._engine, self._lock = context.engine, context.lock
-        self._files, self._listings = context.files, context.listings
+        self._files = context.files
+        self._lists = Lists(context)
         self._ahead = context.ahead
         #: What the kernel offers in INIT.
         self.offered = InitFlag(0)
@@ -78,6 +76,15 @@ class Reads:
             Op.READDIR: self.readdir,
             Op.READDIRPLUS: self.readdirplus,
         }
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is being done in advance."""
+        return self._lists.busy
+
+    def close(self) -> None:
+        """Stop what is done in advance."""
+        self._lists.close()
 
     # -- names and attributes ------------------------------------------------------
 
@@ -108,7 +115,7 @@ class Reads:
             with self._lock:
                 self._context.policy.forget(inode)
                 self._files.forget(inode)
-                self._listings.forget(inode)
+                self._lists.forget(inode)
                 self._engine.forget(inode, count)
                 if not self._engine.is_known(inode):
                     self._ahead.forget(inode)
@@ -209,48 +216,11 @@ class Reads:
 
     def readdir(self, request: Request) -> Outcome:
         """List names alone."""
-        return self._list(request, plus=False)
+        return self._lists.names(request)
 
     def readdirplus(self, request: Request) -> Outcome:
         """List with attributes; the kernel takes a reference on each entry but the dots."""
-        return self._list(request, plus=True)
-
-    def _list(self, request: Request, *, plus: bool) -> Outcome:
-        _, offset, room, *_ = protocol.WRITE_IN.unpack_from(request.body)
-        inode, engine = request.nodeid, self._engine
-        fixed = protocol.DIRENT.size + (protocol.ENTRY_OUT.size if plus else 0)
-        nobody = bytes(protocol.ENTRY_OUT.size) if plus else b""
-        out: list[bytes] = []
-        files: list[int] = []
-        with self._lock:
-            for position, name in ((1, b"."), (2, b"..")):
-                if offset < position:
-                    number = inode if position == 1 else engine.parent(inode)
-                    out.append(nobody + _dirent(number, position, name, 0o040000))
-                    room -= len(out[-1])
-            for cookie, name in self._listings.entries(inode, max(offset - _DOTS, 0)):
-                needed = fixed + len(name) + -len(name) % _ALIGN
-                if room < needed:
-                    break
-                try:
-                    attr = engine.lookup(inode, name)
-                except FileNotFoundError:
-                    continue
-                except OSError:
-                    if not out:
-                        raise
-                    break  # met again, and reported, where the next listing starts
-                room -= needed
-                if plus:
-                    out.append(self._context.entry(attr))
-                    if attr.mode >> 12 == _REGULAR:
-                        files.append(attr.ino)
-                else:
-                    engine.forget(attr.ino)
-                out.append(_dirent(attr.ino, cookie + _DOTS, name, attr.mode))
-        if plus:
-            self._ahead.listed(inode, files, anew=not offset)
-        return b"".join(out)
+        return self._lists.entries(request)
 
 
 def _sized(value: bytes, size: int) -> bytes:
@@ -260,11 +230,6 @@ def _sized(value: bytes, size: int) -> bytes:
     if len(value) > size:
         raise OSError(errno.ERANGE, os.strerror(errno.ERANGE))
     return value
-
-
-def _dirent(number: int, offset: int, name: bytes, mode: int) -> bytes:
-    padding = b"\0" * (-len(name) % _ALIGN)
-    return protocol.DIRENT.pack(number, offset, len(name), mode >> 12) + name + padding
 
 
 def _read_cached(fd: int, room: memoryview, offset: int) -> int:

@@ -94,6 +94,8 @@ class Context:
         self.listings = Listings(engine)
         self._entry_timeout = protocol.timeout(options.entry_timeout)
         self._attr_timeout = protocol.timeout(options.attr_timeout)
+        both = zip(self._entry_timeout, self._attr_timeout, strict=True)
+        self._timeouts = *next(both), *next(both)
 
     def entry(self, attr: Attr) -> bytes:
         """Return the answer to LOOKUP and to whatever makes a name."""
@@ -104,6 +106,11 @@ class Context:
             self._entry_timeout,
             self._attr_timeout,
         )
+
+    def listed(self, attr: Attr, offset: int, name: bytes) -> bytes:
+        """Return an entry of a listing with attributes."""
+        owner = self.policy.users.shown(attr.uid), self.policy.groups.shown(attr.gid)
+        return protocol.pack_listed(attr, offset, name, owner, self._timeouts)
 
     def attr(self, attr: Attr) -> bytes:
         """Return the answer to GETATTR and SETATTR."""

@@ -36,7 +36,9 @@ __all__ = [
     "InitFlag",
     "Op",
     "pack_attr",
+    "pack_dirent",
     "pack_entry",
+    "pack_listed",
     "timeout",
 ]
 
@@ -117,15 +119,19 @@ SETATTR_IN: Final = struct.Struct("=IIQQQqqqIIIIIIII")
 INVAL_INODE: Final = struct.Struct("=Qqq")
 #: fh, open flags, padding
 OPEN_OUT: Final = struct.Struct("=QII")
-#: ino, offset, length of the name, type
+#: ino, offset, length of the name, type; the name follows, and padding
 DIRENT: Final = struct.Struct("=QQII")
 
 _ATTR: Final = "QQQqqqIIIIIIIIII"
 #: nodeid, generation, entry and attribute timeouts (s, s, ns, ns), attributes
 ENTRY_OUT: Final = struct.Struct("=QQQQII" + _ATTR)
+#: ENTRY_OUT and DIRENT in one
+_LISTED: Final = struct.Struct(f"{ENTRY_OUT.format}{DIRENT.format[1:]}")
 #: timeout (s, ns), padding, attributes
 ATTR_OUT: Final = struct.Struct("=QII" + _ATTR)
 
+_ALIGN: Final = 8
+_PADDING: Final = [b"\0" * length for length in range(_ALIGN)]
 _BILLION: Final = 1_000_000_000
 _BLOCK: Final = 4096
 _DEV_MASK: Final = 0xFFFFFFFF
@@ -138,13 +144,24 @@ def timeout(seconds: float) -> tuple[int, int]:
 
 
 def _fields(attr: Attr, uid: int, gid: int) -> tuple[int, ...]:
-    atime, atime_ns = divmod(attr.atime_ns, _BILLION)
-    mtime, mtime_ns = divmod(attr.mtime_ns, _BILLION)
-    ctime, ctime_ns = divmod(attr.ctime_ns, _BILLION)
+    ino, mode, nlink, _, _, rdev, size, blocks, atime, mtime, ctime = attr
     return (
-        *(attr.ino, attr.size, attr.blocks, atime, mtime, ctime),
-        *(atime_ns, mtime_ns, ctime_ns, attr.mode, attr.nlink, uid, gid),
-        *(attr.rdev & _DEV_MASK, _BLOCK, 0),
+        ino,
+        size,
+        blocks,
+        atime // _BILLION,
+        mtime // _BILLION,
+        ctime // _BILLION,
+        atime % _BILLION,
+        mtime % _BILLION,
+        ctime % _BILLION,
+        mode,
+        nlink,
+        uid,
+        gid,
+        rdev & _DEV_MASK,
+        _BLOCK,
+        0,
     )
 
 
@@ -160,3 +177,23 @@ def pack_entry(
     entry_s, entry_ns = entry_timeout
     attr_s, attr_ns = attr_timeout
     return ENTRY_OUT.pack(attr.ino, 0, entry_s, attr_s, entry_ns, attr_ns, *_fields(attr, uid, gid))
+
+
+def pack_dirent(ino: int, offset: int, name: bytes, kind: int) -> bytes:
+    """Return an entry of READDIR; `kind` is the type as d_type has it."""
+    length = len(name)
+    return DIRENT.pack(ino, offset, length, kind) + name + _PADDING[-length % _ALIGN]
+
+
+def pack_listed(
+    attr: Attr,
+    offset: int,
+    name: bytes,
+    owner: tuple[int, int],
+    timeouts: tuple[int, int, int, int],
+) -> bytes:
+    """Return an entry of READDIRPLUS; `timeouts` are of entry and attributes: s, s, ns, ns."""
+    ino, length = attr.ino, len(name)
+    fields = _fields(attr, *owner)
+    packed = _LISTED.pack(ino, 0, *timeouts, *fields, ino, offset, length, attr.mode >> 12)
+    return packed + name + _PADDING[-length % _ALIGN]

@@ -41,6 +41,8 @@ _STORE: Final = struct.Struct("=QQII")
 _HEADER: Final = OUT_HEADER.size + _STORE.size
 #: Answers that concern one file: unknown to the kernel, stopped, out of memory.
 _LOST: Final = (errno.ENOENT, errno.EFAULT, errno.ENOMEM, errno.EINVAL, errno.EINTR)
+#: Files opened at a time.
+_BATCH: Final = 16
 #: A file is made known by the answer to a listing, which its reader takes in after a moment.
 _TRIES: Final = 10
 _MOMENT: Final = 100e-6
@@ -65,11 +67,13 @@ class ReadAhead:
         self._sending = 0
         self._stopped = False
         self._ended = False
-        self._room = mmap.mmap(-1, _LARGEST)
+        self._room = mmap.mmap(-1, _LARGEST + mmap.PAGESIZE)
         self._view = memoryview(self._room)
         self._thread: threading.Thread | None = None
         #: Files sent.
         self.sent = 0
+        #: Whether files are being sent.
+        self.busy = False
 
     def close(self) -> None:
         """Stop sending; the device must still be open."""
@@ -126,58 +130,65 @@ class ReadAhead:
                 pass
         except Exception:  # noqa: BLE001  # logged; a mount lives without read-ahead
             _log.exception("read-ahead across files has failed and stays off")
+        self.busy = False
 
     def _send_next(self) -> bool:
         with self._wake:
-            while (file := self._guess.take()) is None and not self._ended:
+            while not (files := self._guess.take(_BATCH)) and not self._ended:
+                self.busy = False
                 self._wake.wait()
-        if file is None or self._ended:
-            return False
+            self.busy = True
+            if self._ended:
+                return False
+            files = [file for file in files if file not in self._held]
         with self._lock:
-            fd = self._engine.open_in_layer(file)
-        if fd < 0:
-            return True
-        try:
-            size = os.fstat(fd).st_size
-            if not 0 < size <= _LARGEST or os.preadv(fd, [self._view[:size]], 0) != size:
-                return True
-        except OSError:
-            return True  # whoever reads the file will be told
-        finally:
-            os.close(fd)
-        return self._send(file, size)
+            opened = self._engine.open_layer_files(files)
+        going = True
+        for file, fd in opened:
+            try:
+                # One byte more than is sent: what fills it all is too large.
+                size = os.readv(fd, [self._room]) if going else 0
+            except OSError:
+                size = 0  # whoever reads the file will be told
+            finally:
+                os.close(fd)
+            if 0 < size <= _LARGEST:
+                going = self._send(file, size)
+        return going
 
     def _send(self, file: int, size: int) -> bool:
+        if not self._writable:
+            return self._store(file, size)
         with self._wake:
             if file in self._held:
                 return True
-            if self._writable:
-                self._held.add(file)
+            self._held.add(file)
             self._sending = file
         try:
-            self._store(file, size)
-        except OSError as exc:
-            if exc.errno not in _LOST:
-                _log.info("read-ahead across files ends: %s", exc.strerror)
-                return False
+            return self._store(file, size)
         finally:
             with self._wake:
                 self._sending = 0
                 if self._stopped:
                     _sys.allow_memory(self._room)
                     self._stopped = False
-        return True
 
-    def _store(self, file: int, size: int) -> None:
-        """Have the kernel take a file's contents, once it knows the file."""
+    def _store(self, file: int, size: int) -> bool:
+        """Have the kernel take a file's contents; tell whether it takes more."""
         header = OUT_HEADER.pack(_HEADER + size, NOTIFY_STORE, 0) + _STORE.pack(file, 0, size, 0)
         for _ in range(_TRIES):
             try:
                 os.writev(self._fd, (header, self._view[:size]))
             except FileNotFoundError:
                 time.sleep(_MOMENT)
+            except OSError as exc:
+                if exc.errno not in _LOST:
+                    _log.info("read-ahead across files ends: %s", exc.strerror)
+                    return False
+                return True
             else:
                 self.sent += 1
-                return
+                return True
         with self._wake:
             self._guess.stop()  # its reader does not go through the listing
+        return True

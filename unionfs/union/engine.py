@@ -13,14 +13,14 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Self
 
 import attrs
 
 from unionfs.branch import whiteout
 from unionfs.closing import Closing
-from unionfs.union import introspect, provenance
+from unionfs.union import introspect, listing, provenance
 from unionfs.union.attributes import Attributes
 from unionfs.union.copyup import CopyPlan, CopyUp
 from unionfs.union.foreign import FollowingTree
@@ -77,6 +77,8 @@ class Engine(Closing):
         self._tree = tree
         self._lock = lock_fd
         links = HardLinks(tree)
+        #: Grows with everything that may change what others have been told.
+        self.changes = 0
         self._changes = _Changes(tree, links) if tree.writer is not None else None
         self._handles = self._changes.handles if self._changes else Handles(tree, None)
         self._held: list[Node] = []
@@ -146,6 +148,7 @@ class Engine(Closing):
     def _writable(self) -> _Changes:
         if self._changes is None:
             raise error(errno.EROFS)
+        self.changes += 1
         return self._changes
 
     # -- nodes and attributes ------------------------------------------------------
@@ -162,6 +165,13 @@ class Engine(Closing):
         attr = tree.attr(known)
         known.refs += 1
         return attr
+
+    def lookup_all(self, parent: int, names: Sequence[bytes]) -> list[Attr | None]:
+        """Do as `lookup` for names of one directory; None for one that is gone.
+
+        What cannot be read ends the list; OSError when that is the first.
+        """
+        return listing.attributes(self._tree, self._tree.dir(parent), names)
 
     def remember(self, ino: int) -> None:
         """Count one reference on a node that `readdir` has just yielded."""
@@ -304,12 +314,15 @@ class Engine(Closing):
 
     def open(self, ino: int, flags: int) -> int:
         """Open a regular file; a lower one opened for writing is not copied up by that."""
+        self.changes += bool(flags & os.O_TRUNC)
         return self._handles.open(self._tree.node(ino), flags)
 
-    def open_in_layer(self, ino: int) -> int:
-        """Return an fd, the caller's to close, of a regular file in a layer; -1 for none such."""
-        node = self._tree.inodes.by_ino.get(ino)
-        return -1 if node is None else self._handles.open_in_layer(node)
+    def open_layer_files(self, inos: Iterable[int]) -> list[tuple[int, int]]:
+        """Open those that are regular files of layers; return (inode, fd), the caller's to close.
+
+        What cannot be opened is left out.
+        """
+        return listing.open_files(self._tree, inos)
 
     def read(self, fh: int, offset: int, size: int) -> bytes:
         """Read up to `size` bytes."""
@@ -317,6 +330,7 @@ class Engine(Closing):
 
     def write(self, fh: int, offset: int, data: bytes | memoryview) -> int:
         """Write, after copying a lower file up; return the number of bytes written."""
+        self.changes += 1
         return self._handles.write(fh, offset, data)
 
     def flush(self, fh: int) -> None:

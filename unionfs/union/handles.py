@@ -110,12 +110,6 @@ class Handles:
         node.fd, node.fd_writable = fd, writing
         return fd
 
-    def open_in_layer(self, node: Node) -> int:
-        """Open a layer's regular file for the caller; -1 for anything else."""
-        if node.fmt != stat.S_IFREG or node.branch == UPPER or node.gone:
-            return -1
-        return open_lower(*self._tree.place(node))
-
     def read(self, number: int, offset: int, size: int) -> bytes:
         """Read from a file."""
         return os.pread(self.file(number).fd, size, offset)

@@ -277,8 +277,13 @@ class Tree:
         self, parent: DirNode, name: bytes, position: int, lower: tuple[int, ...] = ()
     ) -> Node:
         """Make (or meet again) the node of an entry of one branch."""
-        branch, fd = self.branches[position], self.fd(parent, position)
-        status = branch.status(fd, name)
+        return self.load_at(self.fd(parent, position), parent, name, position, lower)
+
+    def load_at(
+        self, fd: int, parent: DirNode, name: bytes, position: int, lower: tuple[int, ...]
+    ) -> Node:
+        """Do as `load`; `fd` is the directory's in that branch."""
+        status = self.branches[position].status(fd, name)
         self.loads[position] += 1
         key = (position, status.dev, status.ino)
         known = self.inodes.by_key.get(key)
@@ -369,25 +374,15 @@ class Tree:
 
         A directory that several branches give has 1 link: "unknown" to find(1) and others.
         """
-        if isinstance(node, DirNode):
-            nlink = 1 if node.merged or node.parent is None else status.nlink
-        else:
+        mode, uid, gid, rdev, size, nlink, _, _, atime_ns, mtime_ns, ctime_ns, blocks, _ = status
+        if not isinstance(node, DirNode):
             nlink = node.nlink
-        mode = status.mode
-        if node.parent is None and node.branch != UPPER:
-            mode = self.root_mode(mode)
+        elif node.merged or node.parent is None:
+            nlink = 1
+            if node.parent is None and node.branch != UPPER:
+                mode = self.root_mode(mode)
         return Attr(
-            node.ino,
-            mode,
-            nlink,
-            status.uid,
-            status.gid,
-            status.rdev,
-            status.size,
-            status.blocks,
-            status.atime_ns,
-            status.mtime_ns,
-            status.ctime_ns,
+            node.ino, mode, nlink, uid, gid, rdev, size, blocks, atime_ns, mtime_ns, ctime_ns
         )
 
     def root_mode(self, mode: int) -> int:

@@ -1,0 +1,87 @@
+"""Many files at once: the attributes of a directory's entries, the contents of its files.
+
+Invariant: the same nodes and attributes as name by name; only what is the same for all of
+them is looked up once.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from unionfs.union.node import UPPER, DirNode, Node
+from unionfs.union.options import Attr
+from unionfs.union.tree import Tree
+
+__all__ = ["attributes", "open_files"]
+
+_READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+def attributes(tree: Tree, directory: DirNode, names: Sequence[bytes]) -> list[Attr | None]:
+    """Count a reference on each entry and return its attributes; None for one that is gone.
+
+    What cannot be read ends the list; OSError when that is the first.
+    """
+    found: list[Attr | None] = []
+    scan = tree.scan(directory)
+    plain = tree.trusts_children and not directory.gone
+    below = tree.below(directory, scan) if plain else {}
+    children = directory.children if tree.trusts_children else {}
+    position = fd = -1
+    tree.stats.lookups += len(names)
+    for name in names:
+        node: Node | None = children.get(name)
+        try:
+            if node is None:
+                tree.stats.fetched += 1
+                child = below.get(name)
+                if child is None or name in scan.entries or name in scan.whiteouts:
+                    node = tree.find(directory, name)
+                else:
+                    if child.branches[0] != position:
+                        position = child.branches[0]
+                        fd = tree.fd(directory, position)
+                    node = tree.load_at(fd, directory, name, position, child.branches)
+                    if node.nlink > 1:
+                        position = -1  # counting links may have taken the fd away
+            if node is None:
+                found.append(None)
+                continue
+            found.append(tree.attr(node))
+        except FileNotFoundError:
+            found.append(None)
+            continue
+        except OSError:
+            if not found:
+                raise
+            break
+        node.refs += 1
+    return found
+
+
+def open_files(tree: Tree, inos: Iterable[int]) -> list[tuple[int, int]]:
+    """Open those that are regular files of layers; return (inode, fd), the caller's to close.
+
+    What cannot be opened is left out.
+    """
+    found = []
+    place: tuple[DirNode, int] | None = None
+    directory = -1
+    for ino in inos:
+        node = tree.inodes.by_ino.get(ino)
+        if node is None or node.fmt != stat.S_IFREG or node.branch == UPPER:
+            continue
+        if node.gone or node.parent is None:
+            continue
+        try:
+            if place != (node.parent, node.branch):
+                directory = tree.fd(node.parent, node.branch)
+                place = (node.parent, node.branch)
+            fd = os.open(node.name, _READ, dir_fd=directory)
+        except OSError:
+            continue
+        found.append((ino, fd))
+    return found
