@@ -174,21 +174,24 @@ def link_names(rw: bytes) -> bool:
     """Make a branch that a kernel union has, or had, complete for whoever reads it now.
 
     A file with several names is copied up once, and the union links further names only when they
-    are used. False when names are missing and the mount is out of reach. A branch that a crash left
-    between two forms is brought into order; BusyError while it is in use.
+    are used. False when names are missing and the mount is out of reach. A branch that is not
+    mounted is brought into its form on disk.
     """
     from unionfs.kernel.leftover import has_signs  # noqa: PLC0415  # only for kernel mounts
 
     if not has_signs(rw):
         return True
-    from unionfs.branch import place_of  # noqa: PLC0415  # see above
     from unionfs.kernel import convert, leftover, session  # noqa: PLC0415  # see above
 
     path = canonical(rw)
     try:
-        place_of(path)
+        leftover.settle_if_needed(path)
     except BusyError:
-        leftover.settle_if_needed(path)  # a crash stopped it half-way between its two forms
+        pass  # mounted
+    except OSError:
+        return True  # somebody else's: it is read as it is
+    else:
+        return True
     for mount in list_mounts():
         record = mount.record
         if record is None or record.rw != path or record.backend == "fuse":

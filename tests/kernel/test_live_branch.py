@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.backendplace import Place, backend_place
+from support.backendplace import Place, backend_place, until
 from support.engine_fs import build
 
 from unionfs.kernel import convert
@@ -154,3 +155,18 @@ def test_a_branch_between_two_forms_is_brought_into_order(place: Place) -> None:
     assert "A /etc/new\nD /name\n" in place.ok("changes", *at_rest)
     assert sorted(os.listdir(rw)) == [".wh.name", "etc"]
     place.ok("commit", *at_rest)
+
+
+def test_a_branch_that_nobody_finished_is_finished_by_whoever_reads_it(place: Place) -> None:
+    """The keeper was killed, the mount went away, and names were not linked yet."""
+    mnt = mounted(place, "mnt", "overlay")
+    with (mnt / "p").open("r+") as file:
+        file.write("PAIR")
+    (mnt / "name").unlink()
+    place.kill_keeper()
+    subprocess.run(["umount", mnt], check=True)
+    at_rest = ("--image", "base", "--rw", "mnt-rw")
+    until(lambda: "C /sub/q" in place.ok("changes", *at_rest))
+    assert sorted(os.listdir(place.path / "mnt-rw")) == [".wh.name", "far", "p", "sub"]
+    place.ok("commit", *at_rest)
+    place.ok("umount", "mnt")
