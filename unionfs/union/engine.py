@@ -21,51 +21,22 @@ import attrs
 from unionfs.branch import whiteout
 from unionfs.closing import Closing
 from unionfs.union import introspect, listing, provenance
-from unionfs.union.attributes import Attributes
-from unionfs.union.copyup import CopyPlan, CopyUp
+from unionfs.union.changes import Changes
+from unionfs.union.copyup import CopyPlan
 from unionfs.union.foreign import FollowingTree
 from unionfs.union.handles import Handles
 from unionfs.union.hardlinks import HardLinks
 from unionfs.union.inodes import ROOT_INO
-from unionfs.union.journal import Journal
-from unionfs.union.names import Names
 from unionfs.union.node import UPPER, DirNode, Node
-from unionfs.union.opening import check_paths, lock, make_root, open_branch, open_layer, open_writer
+from unionfs.union.opening import check_paths, lock, open_branch, open_layer, open_writer
 from unionfs.union.options import Attr, Caller, DirItem, EngineOptions, SetAttr, Stats
-from unionfs.union.rename import Rename
-from unionfs.union.restore import Restore, Restored
+from unionfs.union.restore import Restored
 from unionfs.union.tree import Tree, error
 from unionfs.union.undo import Undo
-from unionfs.union.workarea import WorkArea
 
 __all__ = ["Engine"]
 
 _NAME_FIELD = 9
-
-
-class _Changes:
-    """The parts that exist only with a rw branch."""
-
-    def __init__(self, tree: Tree, links: HardLinks) -> None:
-        writer = tree.writer
-        if writer is None:
-            raise ValueError("no rw branch")
-        self.work = WorkArea(writer.branch)
-        tree.work_fd = self.work.fd
-        self.journal = Journal(writer.branch, self.work, tree.stats)
-        try:
-            self.journal.replay()
-            self.work.sweep()
-            make_root(tree, writer)
-        except BaseException:
-            os.close(self.work.fd)
-            raise
-        self.copyup = CopyUp(tree, writer, self.work, self.journal, links)
-        self.handles = Handles(tree, self.copyup)
-        self.names = Names(tree, writer, self.work, self.journal, self.copyup)
-        self.rename = Rename(tree, self.work, self.journal, self.copyup, self.names)
-        self.attributes = Attributes(tree, writer, self.work, self.copyup, self.handles)
-        self.restore = Restore(tree, writer, self.work, self.journal, self.names)
 
 
 class Engine(Closing):
@@ -79,7 +50,7 @@ class Engine(Closing):
         links = HardLinks(tree)
         #: Grows with everything that may change what others have been told.
         self.changes = 0
-        self._changes = _Changes(tree, links) if tree.writer is not None else None
+        self._changes = Changes(tree, links) if tree.writer is not None else None
         self._handles = self._changes.handles if self._changes else Handles(tree, None)
         self._held: list[Node] = []
         self.closed = False
@@ -145,7 +116,7 @@ class Engine(Closing):
         """Whether every change is refused with EROFS."""
         return self._changes is None
 
-    def _writable(self) -> _Changes:
+    def _writable(self) -> Changes:
         if self._changes is None:
             raise error(errno.EROFS)
         self.changes += 1
