@@ -383,6 +383,51 @@ def test_very_deep_and_very_odd(union: Union) -> None:
     same_after_reopening(union)
 
 
+def test_entries_beside_their_own_whiteouts(union: Union) -> None:
+    """Somebody else's branch: by OCI the entry counts and hides what is below."""
+    before = snapshot(union.fs)
+    union.close()
+    build(union.rw / "d", {"mine": "mine", ".wh.a": "", "a": "mine"})
+    build(union.rw, {".wh.d": "", ".wh.f": "", "f": "mine"})
+    union.reopen_closed()
+    assert set(union.fs.tree()) - {path + "/" for path in before} >= {"d/mine", "d/a", "f"}
+    assert not union.fs.exists("d/b")
+    assert listed(undo(union, "revert", "f")) == [("revert", "/f")]
+    assert union.fs.read("f") == b"lower f"
+    undo(union, "undelete", "d")
+    assert union.fs.read("d/sub/c") == b"c"
+    assert union.fs.read("d/a") == b"mine"
+    undo(union, "reset", "d")
+    assert snapshot(union.fs) == before
+    same_after_reopening(union)
+
+
+def test_an_opaque_root(union: Union) -> None:
+    before = snapshot(union.fs)
+    union.close()
+    build(union.rw, {".wh..wh..opq": "", "mine": "mine"})
+    union.reopen_closed()
+    assert set(union.fs.tree()) == {"mine"}
+    undo(union, "undelete", "d/sub/c")
+    assert set(union.fs.tree()) == {"mine", "d/", "d/sub/", "d/sub/c"}
+    undo(union, "undelete", "/")
+    assert set(snapshot(union.fs)) == {"mine", *before}
+    undo(union, "reset", "/")
+    assert snapshot(union.fs) == before
+    same_after_reopening(union)
+
+
+def test_many_layers(make_union: UnionMaker) -> None:
+    union = make_union(*({f"d/f{index}": str(index), "d/same": str(index)} for index in range(80)))
+    before = snapshot(union.fs)
+    union.fs.rmtree("d")
+    union.fs.mkdir("d")
+    undo(union, "undelete", "d/f79")
+    assert union.fs.tree() == {"d/": "", "d/f79": "79"}
+    undo(union, "reset", "d")
+    assert snapshot(union.fs) == before
+
+
 def test_a_read_only_engine_refuses(union: Union) -> None:
     union.close()
     union.options = attrs.evolve(union.options, read_only=True)

@@ -4,14 +4,14 @@ Nothing of this runs, and nothing is made, unless somebody watches: adapters tes
 attribute per request.
 
 Invariant: a watcher can be as slow as it likes: its queue is bounded, what does not fit is
-dropped and counted, and the count is the next thing that it is told.
+dropped and counted, and the count is told behind what was queued before.
 """
 
 from __future__ import annotations
 
 import errno
+import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -69,7 +69,8 @@ class Watcher:
         self.path = path.rstrip(b"/") if path is not None else None
         self.dropped = 0
         self._wake = wake
-        self._queue: deque[dict[str, Any]] = deque()
+        self._queue: list[dict[str, Any]] = []
+        self._guard = threading.Lock()  # the lane's threads and the event loop meet here
 
     def wants(self, event: Event) -> bool:
         """Tell whether a request is of the process and kind that the client asks for."""
@@ -80,22 +81,23 @@ class Watcher:
         wanted = self.path
         if wanted and path != wanted and not path.startswith(wanted + b"/"):
             return
-        if len(self._queue) >= QUEUE:
-            self.dropped += 1
-            return
-        was_empty = not self._queue
-        self._queue.append(line)
-        if was_empty:
-            self._wake()
+        with self._guard:
+            if len(self._queue) >= QUEUE:
+                self.dropped += 1
+                return
+            self._queue.append(line)
+            if len(self._queue) > 1:
+                return
+        self._wake()
 
     def take(self) -> list[dict[str, Any]]:
-        """Return what waits, and first of all how much was dropped."""
-        lines: list[dict[str, Any]] = []
-        while self._queue:
-            lines.append(self._queue.popleft())
-        if self.dropped:
-            lines.append({"dropped": self.dropped})
-            self.dropped = 0
+        """Return what waits, in order, and then how much was dropped behind it."""
+        with self._guard:
+            lines = list(self._queue)
+            self._queue.clear()
+            if self.dropped:
+                lines.append({"dropped": self.dropped})
+                self.dropped = 0
         return lines
 
 

@@ -102,10 +102,10 @@ class _Planner:
         finally:
             os.close(fd)
 
-    def _status(self, at: bytes, name: bytes) -> Status:
+    def _statuses(self, at: bytes, names: Sequence[bytes]) -> list[tuple[bytes, Status]]:
         fd = self._rw.open_path(at)
         try:
-            return self._rw.status(fd, name)
+            return [(name, self._rw.status(fd, name)) for name in names]
         finally:
             os.close(fd)
 
@@ -196,7 +196,8 @@ class _Planner:
             return False
         self._plan.removed.append((at, name))
         self._plan.shown.setdefault(at, set()).add(name)
-        self._report(at, name, covered=covered)
+        for _, status in self._statuses(at, [name]):
+            self._report(at, name, status, covered=covered)
         return low is not None
 
     def _uncover(
@@ -280,10 +281,9 @@ class _Planner:
 
     # -- what goes -----------------------------------------------------------------
 
-    def _report(self, at: bytes, name: bytes, *, covered: bool) -> None:
+    def _report(self, at: bytes, name: bytes, status: Status, *, covered: bool) -> None:
         """List what goes, and what comes, when an entry of the rw branch is taken away."""
         low = self._listing(at).get(name)
-        status = self._status(at, name)
         size = status.size if status.fmt == stat.S_IFREG else 0
         path = _join(at, name)
         if status.fmt != stat.S_IFDIR:
@@ -304,8 +304,8 @@ class _Planner:
         gone = listing.keys() if covered else scan.whiteouts & listing.keys()
         for inner in sorted(gone - scan.entries.keys()):
             self._act("undelete", path, inner, self._lower_fmt(path, inner))
-        for inner in sorted(scan.entries):
-            self._report(path, inner, covered=covered or inner in scan.whiteouts)
+        for inner, own in self._statuses(path, sorted(scan.entries)):
+            self._report(path, inner, own, covered=covered or inner in scan.whiteouts)
 
 
 # -- hard links ----------------------------------------------------------------------
