@@ -144,13 +144,24 @@ def test_wasted_bytes_lead_to_their_path(look: Look) -> None:
         shown = driver.lines()
         assert any("Wasted: 3B" in line for line in shown)
         row = next(line for line in shown if "/usr/x/y/z" in line)
-        assert row.split()[-6:-1] == ["1B", "1", "1", "/usr/x/y/z", "│"] or "1B" in row
+        assert "1B       1  1        /usr/x/y/z" in row
         while "/usr/x/y/z" not in driver.lines()[_cursor_line(driver)]:
             await driver.press("down")
         await driver.press("enter")
         assert driver.path == b"usr/x/y/z"
 
     play(look(_LAYERS), script)
+
+
+def test_wasted_bytes_of_a_layer_above_are_found_too(look: Look) -> None:
+    async def script(driver: Driver) -> None:
+        await driver.press("left_square_bracket", "left_square_bracket", "w", "enter")
+        assert driver.app.top == 3
+        assert driver.layers.current.number == 3
+        assert driver.path == b"x"
+        assert "Layer 3" in driver.text
+
+    play(look("a ‖ x#12345 ‖ .wh.x"), script)
 
 
 def _cursor_line(driver: Driver) -> int:

@@ -20,54 +20,40 @@ from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Horizontal, Vertical
 from textual.content import Content
-from textual.message import Message
 from textual.widgets import Footer, Static
 
 from unionfs.cli.output import size
 from unionfs.errors import NotFoundError, UnionfsError, UsageError, show
 from unionfs.explore import words
 from unionfs.explore.base import error_words, ticker
-from unionfs.explore.copying import CopyingApp
-from unionfs.explore.keys import APP_KEYS, KIND_KEYS, key_table
+from unionfs.explore.keys import APP_KEYS, KIND_KEYS
 from unionfs.explore.lists import LayerList, RowList, TreeList, fit_end
-from unionfs.explore.model import ALL_KINDS, Cancelled, Explorer, Kind
+from unionfs.explore.messages import Counted, Made
+from unionfs.explore.model import ALL_KINDS, Cancelled, Explorer, Kind, Tick
+from unionfs.explore.pages import PagesApp
 from unionfs.explore.rows import Row, Rows, build
-from unionfs.explore.screens import Page, Prompt, Waste
+from unionfs.explore.screens import Prompt, Waste, wrapped
 from unionfs.explore.search import Matcher, matcher, search
 from unionfs.explore.style import CSS, THEME
-from unionfs.explore.visit import add_up, find, first_bytes, unshow, verdict
+from unionfs.explore.visit import find, unshow
 from unionfs.insight.probe import split_path
-from unionfs.insight.waste import Report, report
+from unionfs.insight.waste import PathWaste, Report, report
 
 __all__ = ["ExploreApp"]
 
 _PROGRESS: Final = 1000
+#: Width of the labels of a layer's details, and lines that one of them may take.
+_LABEL: Final = 8
+_LINES: Final = 3
 
 
-class ExploreApp(CopyingApp):
+class ExploreApp(PagesApp):
     """The browser over an open `Explorer`."""
 
     ENABLE_COMMAND_PALETTE = False
     TITLE = "unionfs explore"
     CSS = CSS
     BINDINGS: ClassVar[list[BindingType]] = APP_KEYS
-
-    class Made(Message):
-        """The rows that were asked for."""
-
-        def __init__(self, rows: Rows, path: bytes | None) -> None:
-            super().__init__()
-            self.rows = rows
-            self.path = path
-
-    class Counted(Message):
-        """Entries read so far, and the report when that was all."""
-
-        def __init__(self, entries: int, report: Report | None, problem: str = "") -> None:
-            super().__init__()
-            self.entries = entries
-            self.report = report
-            self.problem = problem
 
     def __init__(self, explorer: Explorer, *, color: bool = True) -> None:
         super().__init__(ansi_color=None if color else True)
@@ -115,6 +101,10 @@ class ExploreApp(CopyingApp):
         """Return the row under the cursor of the tree."""
         return self.files.current
 
+    def redraw(self) -> None:
+        """Draw the rows of the tree again."""
+        self.files.refresh()
+
     # -- the rows ----------------------------------------------------------------------
 
     def remake(self, path: bytes | None = None) -> None:
@@ -133,7 +123,7 @@ class ExploreApp(CopyingApp):
         lens = self.explorer.lens(self.top, aggregated=self.aggregated)
         kinds, opened = self.kinds, frozenset(self.opened)
         previous = self.files.rows
-        tick = ticker()
+        tick = self._telling(ticker()) if fits is not None else ticker()
         try:
             if fits is not None:
                 rows = search(self.explorer, lens, kinds, fits, tick)
@@ -141,18 +131,36 @@ class ExploreApp(CopyingApp):
                 rows = build(self.explorer, lens, kinds, opened, previous, tick)
         except Cancelled:
             return
-        self.post_message(self.Made(rows, path))
+        self.post_message(Made(rows, path))
 
-    def on_explore_app_made(self, message: Made) -> None:
+    def _telling(self, tick: Tick) -> Tick:
+        """Return a tick that also says how many directories were searched."""
+        searched = 0
+
+        def telling() -> None:
+            nonlocal searched
+            searched += 1
+            if searched % _PROGRESS == 0:
+                text = Content(f"searching… {searched} directories")
+                self.later(setattr, self.files, "border_subtitle", text)
+            tick()
+
+        return telling
+
+    def on_made(self, message: Made) -> None:
         """Show the rows."""
         files = self.files
         files.change(message.rows, message.path)
-        changes = "all changes since the base" if self.aggregated else "changes of the layer"
-        title = f"{self._layer_title()} · {changes}"
-        if self.filter is not None:
+        title = self._layer_title()
+        if self.filter is None:
+            title += (
+                " · all changes since the base" if self.aggregated else " · changes of the layer"
+            )
+        else:
             text, is_regex = self.filter
-            shown = f"/{text}/" if is_regex else f"“{text}”"
-            title = f"{self._layer_title()} · {show(shown)} · {len(message.rows) - 1} rows"
+            shown = f"/{text}/" if is_regex else f"“{text}”" if text else "everything"
+            title += " since the base" if self.aggregated else ""
+            title += f" · {show(shown)} · {words.counted(len(message.rows) - 1, 'row')}"
         files.border_title = Content(title)
         files.border_subtitle = Content(self._kinds_shown())
         files.set_class(self.filter is not None, "filtered")
@@ -237,14 +245,16 @@ class ExploreApp(CopyingApp):
         self.call_after_refresh(self._show_details)
 
     def _show_details(self) -> None:
-        layers = self.layers
-        named = layers.current
+        named = self.layers.current
+        width = self.layers.scrollable_content_region.width - 2
+        dim = self.layers.style_of("dim")
         text = Text()
-        for label, value in words.details(named, layers.counted.get(named.number)):
-            text.append(f"{label:<8}", layers.style_of("dim"))
-            width = layers.scrollable_content_region.width - 10
-            text.append(fit_end(value, width) if label == "path" else value)
-            text.append("\n")
+        for label, value in words.details(named, self.layers.counted.get(named.number)):
+            room = max(width - _LABEL, 1)
+            lines = [fit_end(value, room)] if label == "path" else wrapped(value, room)
+            for at, line in enumerate(lines[:_LINES]):
+                text.append(f"{'' if at else label:<{_LABEL}}", dim)
+                text.append(f"{line.strip()}\n")
         self._details.border_title = Content(named.title.capitalize())
         self._details.update(text)
 
@@ -259,7 +269,7 @@ class ExploreApp(CopyingApp):
             nonlocal entries
             entries += 1
             if entries % _PROGRESS == 0:
-                self.post_message(self.Counted(entries, None))
+                self.post_message(Counted(entries, None))
             tick()
 
         try:
@@ -267,11 +277,11 @@ class ExploreApp(CopyingApp):
         except Cancelled:
             return
         except (OSError, UnionfsError) as exc:
-            self.post_message(self.Counted(entries, None, error_words(exc)))
+            self.post_message(Counted(entries, None, error_words(exc)))
             return
-        self.post_message(self.Counted(entries, found))
+        self.post_message(Counted(entries, found))
 
-    def on_explore_app_counted(self, message: Counted) -> None:
+    def on_counted(self, message: Counted) -> None:
         """Show sizes as far as they are known."""
         found = message.report
         if message.problem:
@@ -286,7 +296,7 @@ class ExploreApp(CopyingApp):
             self.layers.counted = {layer.branch.number: layer for layer in found.layers}
             self.layers.refresh()
             self._show_details()
-            if self._waste_wanted:
+            if self._waste_wanted and len(self.screen_stack) == 1:
                 self.action_waste()
 
     def action_waste(self) -> None:
@@ -295,7 +305,15 @@ class ExploreApp(CopyingApp):
         if self.report is None:
             self.say("the list opens as soon as the layers are read")
         else:
-            self.push_screen(Waste(self.report), self._arrive)
+            self.push_screen(Waste(self.report), self._to_waste)
+
+    def _to_waste(self, item: PathWaste | None) -> None:
+        if item is None:
+            return
+        if min(item.layers) > self.top:  # not yet there in the layer looked at
+            self.top = self.explorer.top
+            self.layers.cursor = 0
+        self._find(item.path)
 
     # -- keys --------------------------------------------------------------------------
 
@@ -349,15 +367,6 @@ class ExploreApp(CopyingApp):
             self.filter = answer if answer[0] else None
             self.remake()
 
-    def action_keys(self) -> None:
-        """Show all keys."""
-        lines = [(f"{key:<12}{text}", "") for key, text in key_table()]
-        marks = [
-            (f"{kind.value.strip() or 'none':<12}{word}", word)
-            for kind, word in words.KIND_WORDS.items()
-        ]
-        self.push_screen(Page("Keys and marks", [*lines, ("", ""), *marks]))
-
     def action_go(self) -> None:
         """Ask for a path."""
         row = self.current_row()
@@ -369,11 +378,7 @@ class ExploreApp(CopyingApp):
 
     def _gone(self, answer: tuple[str, bool] | None) -> None:
         if answer is not None and answer[0]:
-            self._arrive(b"/".join(split_path(unshow(answer[0]))))
-
-    def _arrive(self, path: bytes | None) -> None:
-        if path is not None:
-            self._find(path)
+            self._find(b"/".join(split_path(unshow(answer[0]))))
 
     @work(thread=True, exclusive=True, group="find")
     def _find(self, path: bytes) -> None:
@@ -395,50 +400,3 @@ class ExploreApp(CopyingApp):
     def _open_to(self, path: bytes) -> None:
         while path := path.rpartition(b"/")[0]:
             self.opened.add(path)
-
-    def action_explain(self) -> None:
-        """Explain the path under the cursor."""
-        row = self.current_row()
-        if row is not None:
-            self._explain(row.path)
-
-    @work(thread=True, exclusive=True, group="page")
-    def _explain(self, path: bytes) -> None:
-        try:
-            lines = verdict(self.explorer.where, self.top, path)
-        except (OSError, UnionfsError) as exc:
-            self.later(self.say, error_words(exc), "error")
-            return
-        self.later(self.push_screen, Page(show(b"/" + path), lines))
-
-    def action_add_up(self) -> None:
-        """Add up the bytes in the directory under the cursor."""
-        row = self.current_row()
-        if row is not None and row.folder.entry(row.name).is_dir:
-            self._add_up(row)
-
-    @work(thread=True, exclusive=True, group="sum")
-    def _add_up(self, row: Row) -> None:
-        try:
-            files, bytes_in = add_up(self.explorer, row.folder, row.name, ticker())
-        except Cancelled:
-            return
-        except OSError as exc:
-            self.later(self.say, error_words(exc), "error")
-            return
-        name = show(b"/" + row.path)
-        self.later(self.say, f"{name}: {size(bytes_in)} in {words.counted(files, 'file')}")
-        self.later(self.files.refresh)
-
-    def action_view(self) -> None:
-        """Show the beginning of a file."""
-        row = self.current_row()
-        if row is None:
-            return
-        try:
-            data = first_bytes(self.explorer, row.folder, row.name)
-        except (OSError, UnionfsError) as exc:
-            self.say(error_words(exc), "warning")
-            return
-        lines = [(line, "") for line in words.content(data)]
-        self.push_screen(Page(show(b"/" + row.path), lines))

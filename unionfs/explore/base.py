@@ -12,11 +12,11 @@ from collections.abc import Callable
 from typing import Literal
 
 from textual.app import App
-from textual.message import Message
 from textual.worker import get_current_worker
 
 from unionfs.cli.boundary import describe
 from unionfs.errors import UnionfsError
+from unionfs.explore.messages import Later
 from unionfs.explore.model import Cancelled, Tick
 
 __all__ = ["BaseApp", "Severity", "error_words", "ticker"]
@@ -57,18 +57,11 @@ class BaseApp(App[int]):
         """Show a notice."""
         self.notify(text, severity=severity, markup=False)
 
-    class Later(Message):
-        """A call that a thread leaves to the app."""
-
-        def __init__(self, call: Callable[[], object]) -> None:
-            super().__init__()
-            self.call = call
-
     def later(self, function: Callable[..., object], *arguments: object) -> None:
         """Have the app call a function; for threads."""
-        self.post_message(self.Later(lambda: function(*arguments)))
+        self.post_message(Later(lambda: function(*arguments)))
 
-    def on_base_app_later(self, message: Later) -> None:
+    def on_later(self, message: Later) -> None:
         """Do what a thread wants done."""
         message.call()
 

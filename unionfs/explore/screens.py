@@ -21,7 +21,7 @@ from textual.widgets import Footer, Input, Static
 from unionfs.cli.output import size
 from unionfs.errors import show
 from unionfs.explore.lists import RowList, TextList, fit, fit_end
-from unionfs.insight.waste import Report
+from unionfs.insight.waste import PathWaste, Report
 
 __all__ = ["Busy", "Choice", "Page", "Prompt", "Waste", "wrapped"]
 
@@ -110,8 +110,8 @@ class _WasteList(RowList):
         self.renew()
 
 
-class Waste(ModalScreen[bytes | None]):
-    """The list of wasted bytes; returns the path to go to."""
+class Waste(ModalScreen[PathWaste | None]):
+    """The list of wasted bytes; returns the one to go to."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,q,w,ctrl+c", "dismiss(None)", "Close", key_display="esc"),
@@ -143,9 +143,9 @@ class Waste(ModalScreen[bytes | None]):
         self.action_go()
 
     def action_go(self) -> None:
-        """Return the path under the cursor."""
+        """Return the row under the cursor."""
         if self._list.count():
-            self.dismiss(self._report.paths[self._list.cursor].path)
+            self.dismiss(self._report.paths[self._list.cursor])
 
 
 class Prompt(ModalScreen[tuple[str, bool] | None]):

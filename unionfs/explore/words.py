@@ -94,7 +94,7 @@ def details(named: NamedBranch, waste: LayerWaste | None) -> list[tuple[str, str
     if named.created:
         found.append(("created", show(named.created[:16].replace("T", " "))))
     if waste is not None:
-        found.append(("ships", f"{size(waste.size)} in {counted(waste.files, 'file')}"))
+        found.append(("ships", f"{size(waste.size)}, {counted(waste.files, 'file')}"))
         if waste.wasted:
             found.append(("wasted", size(waste.wasted)))
         if waste.markers:
