@@ -33,11 +33,16 @@ class Inodes:
 
     def __init__(self, devices: Iterable[int]) -> None:
         self._devices: dict[int, int] = {}
+        self._same: dict[int, int] = {}
         for device in devices:
             self._devices.setdefault(device, len(self._devices))
         self._synthetic = itertools.count(_SYNTHETIC)
         self.by_ino: dict[int, Node] = {}
         self.by_key: dict[Key, Node] = {}
+
+    def key(self, position: int, status: Status) -> Key:
+        """Return the identity of a backing file; the device number is one object for all."""
+        return position, self._same.setdefault(status.dev, status.dev), status.ino
 
     def number(self, dev: int, st_ino: int, recorded: int | None = None) -> int:
         """Return a free number for a backing file, its own one if possible."""
@@ -45,7 +50,8 @@ class Inodes:
             wanted = recorded
         else:
             index = self._devices.setdefault(dev, len(self._devices))
-            wanted = st_ino | (index << _DEVICE_SHIFT)
+            # The same object: nodes are many, and their keys hold the number already.
+            wanted = st_ino | (index << _DEVICE_SHIFT) if index else st_ino
         while wanted in self.by_ino or wanted == ROOT_INO:
             wanted = next(self._synthetic)
         return wanted

@@ -8,16 +8,23 @@ every pair in `more`); a node that is in no directory is `gone`. A node lives wh
 from __future__ import annotations
 
 import stat
-from typing import TYPE_CHECKING
+import struct
+from typing import TYPE_CHECKING, Final
+
+from unionfs.branch import Status
 
 if TYPE_CHECKING:
-    from unionfs.branch import Child, DirScan, Status
+    from unionfs.branch import Child, DirScan
     from unionfs.union.options import Attr
 
 __all__ = ["UPPER", "DirNode", "Inherit", "Key", "Node"]
 
 #: Position of the rw branch; lower branches count from 1, top first.
 UPPER = 0
+
+_STATUS: Final = struct.Struct("=IIIIqIQQqqqq?")
+#: One object for each type of file, not one for each file.
+_FORMATS: Final = {fmt << 12: fmt << 12 for fmt in range(16)}
 
 #: Identity of a backing file: branch position, device, inode number.
 Key = tuple[int, int, int]
@@ -29,11 +36,13 @@ class Node:
     """A file that is not a directory, with all its known names.
 
     `branch` gives its backing file. `status` holds a lower file's attributes, which never
-    change. `fd` is the one backing fd shared by all handles, `fd_writable` its mode.
+    change; it is kept packed, in a third of the memory. `fd` is the one backing fd shared by
+    all handles, `fd_writable` its mode.
     `anchor` is a directory fd in which a file without a name in the union still is `name`.
     """
 
     __slots__ = (
+        "_status",
         "anchor",
         "branch",
         "fd",
@@ -48,13 +57,12 @@ class Node:
         "opens",
         "parent",
         "refs",
-        "status",
     )
 
     def __init__(self, ino: int, key: Key, fmt: int, parent: DirNode | None, name: bytes) -> None:
         self.ino = ino
         self.key = key
-        self.fmt = fmt
+        self.fmt = _FORMATS.get(fmt, fmt)
         self.parent = parent
         self.name = name
         self.branch = key[0]
@@ -66,7 +74,20 @@ class Node:
         self.anchor = -1
         self.gone = False
         self.more: list[tuple[DirNode, bytes]] | None = None
-        self.status: Status | None = None
+        self._status: bytes | Status | None = None
+
+    @property
+    def status(self) -> Status | None:
+        """A lower file's attributes."""
+        packed = self._status
+        return Status(*_STATUS.unpack(packed)) if isinstance(packed, bytes) else packed
+
+    @status.setter
+    def status(self, status: Status | None) -> None:
+        try:
+            self._status = None if status is None else _STATUS.pack(*status)
+        except struct.error:  # times after 2262, for instance
+            self._status = status
 
     @property
     def is_dir(self) -> bool:

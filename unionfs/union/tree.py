@@ -285,7 +285,7 @@ class Tree:
         """Do as `load`; `fd` is the directory's in that branch."""
         status = self.branches[position].status(fd, name)
         self.loads[position] += 1
-        key = (position, status.dev, status.ino)
+        key = self.inodes.key(position, status)
         known = self.inodes.by_key.get(key)
         if known is not None and not known.is_dir:
             self.attach(known, parent, name)
@@ -309,7 +309,7 @@ class Tree:
     ) -> Node:
         """Make the node of an entry whose attributes are known."""
         ino = self.inodes.number(status.dev, status.ino, recorded)
-        key = (position, status.dev, status.ino)
+        key = self.inodes.key(position, status)
         node: Node
         if status.fmt == stat.S_IFDIR:
             node = DirNode(ino, key, parent, name, lower)
