@@ -6,6 +6,7 @@ import os
 import threading
 from pathlib import Path
 
+import attrs
 import pytest
 from support.exploring import Driver, play
 from support.looking import Look
@@ -386,6 +387,27 @@ def test_names_are_never_markup_and_never_reach_the_terminal_raw(
 
     play(explorer, script, 120, 30)
     assert len(os.listdir(out / "root")) == 8
+
+
+def test_what_an_image_says_of_itself_does_not_act(look: Look) -> None:
+    plain = look("a ‖ .wh.a").where
+    layers = tuple(
+        attrs.evolve(named, command="\x1b[31mRUN [red]x\x1b]0;own\x07", created="\x1b[2J")
+        for named in plain.branches
+    )
+    where = attrs.evolve(plain, branches=layers, title="[bold]\x1b[0m")
+
+    async def script(driver: Driver) -> None:
+        for keys in (["d", "h"], ["end", "e"], ["escape", "w"], ["escape", "g"]):
+            await driver.press(*keys)
+            assert all(line.isprintable() for line in driver.lines()), keys
+        await driver.type("nope")
+        assert r"[bold]\x1b[0m" in driver.text
+        assert r"\x1b[31mRUN [red]x" in driver.text
+
+    with Explorer(where) as explorer:
+        play(explorer, script, 120, 30)
+    assert all(line.isprintable() for line in lines(explain(where, b"a")))
 
 
 def test_a_large_directory_costs_what_is_seen(

@@ -20,7 +20,7 @@ from support.rootless import as_nobody_argv, runtime
 from support.tty import Tty, on_tty
 from support.workspace import workspace
 
-_LAYERS = r"etc/a#hello etc/b usr/x/y k\x1b[31m ‖ etc/a etc/.wh.b etc/n ‖ w"
+_LAYERS = r"etc/a#hello etc/b usr/x/y k\x1b]0;own\x07 ‖ etc/a etc/.wh.b etc/n ‖ w"
 _COLOUR = re.compile(rb"\x1b\[[0-9;:]*?(?:(?<=[\[;])(?:3[0-8]|4[0-8]|9[0-7]|10[0-7]))[;:m]")
 
 
@@ -69,7 +69,7 @@ def test_a_session(layers: list[str], tmp_path: Path) -> None:
         assert tty.line("Layers").endswith("╮")
         assert "+ " in tty.line("  w")
         # A name that is an escape sequence is shown as characters.
-        tty.line(r"k\x1b[31m")
+        tty.line(r"k\x1b]0;own\x07")
         tty.press("down", "right")
         tty.until(" n ")
         tty.press("[")
@@ -102,6 +102,7 @@ def test_a_session(layers: list[str], tmp_path: Path) -> None:
         tty.until("Keys and marks")
         tty.press("escape", "q")
         assert tty.wait() == 0
+        assert b"\x1b]0;own" not in tty.raw
 
 
 @pytest.mark.fuse

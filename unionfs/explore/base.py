@@ -18,6 +18,7 @@ from unionfs.cli.boundary import describe
 from unionfs.errors import UnionfsError
 from unionfs.explore.messages import Later
 from unionfs.explore.model import Cancelled, Tick
+from unionfs.explore.words import clean
 
 __all__ = ["BaseApp", "Severity", "error_words", "ticker"]
 
@@ -55,7 +56,7 @@ class BaseApp(App[int]):
 
     def say(self, text: str, severity: Severity = "information") -> None:
         """Show a notice."""
-        self.notify(text, severity=severity, markup=False)
+        self.notify(clean(text), severity=severity, markup=False)
 
     def later(self, function: Callable[..., object], *arguments: object) -> None:
         """Have the app call a function; for threads."""

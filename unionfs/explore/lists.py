@@ -148,7 +148,8 @@ class RowList(ScrollView, can_focus=True):
         if at >= self.count():
             return Strip.blank(width, self.rich_style)
         self.drawn += 1
-        strip = Strip(self.row(at, width)).crop_extend(0, width, None)
+        row = [Segment(words.clean(text), style) for text, style, _ in self.row(at, width)]
+        strip = Strip(row).crop_extend(0, width, None)
         base = self.rich_style
         if self.has_cursor and at == self.cursor:
             # The cursor's colours under those of the text.

@@ -41,6 +41,13 @@ _ROW: Final = 16
 _PLURALS: Final = {"entry": "entries"}
 
 
+def clean(text: str) -> str:
+    """Return a text in which no character acts: the last guard, for texts made elsewhere."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else show(char) for char in text)
+
+
 def command(named: NamedBranch) -> str:
     """Return what made a layer, without the shell around it; else what it is."""
     text = named.command

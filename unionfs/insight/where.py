@@ -57,12 +57,13 @@ class NamedBranch:
     @property
     def words(self) -> str:
         """The title with image, time and command, for a sentence."""
-        command = self.command
+        # Times and commands are what an image says of itself: no byte of them may act.
+        command = show(self.command)
         if len(command) > _COMMAND_SHOWN:
             command = command[: _COMMAND_SHOWN - 3] + "..."
         details = [
             ", ".join(self.names),
-            f"created {self.created}" if self.created else "",
+            f"created {show(self.created)}" if self.created else "",
             f"by `{command}`" if command else "",
             "" if self.layer_id else show(self.path),
         ]
