@@ -1,12 +1,12 @@
 """The reference: the layers of an image applied one after the other in memory, by OCI's letter.
 
 Written from the image specification (layer.md) alone, so that it can judge the engines: it shares
-nothing with them but the names of whiteouts. A layer's whiteouts and opaque markers act on the
-layers below only, whatever their place in the archive; then its members are applied in order. A
-directory over a directory replaces its attributes and keeps what is in it, everything else is
-removed first. Where the specification is silent, as our own stores do: a directory that members
-only imply keeps the attributes that it has, or is made with mode 0755; whiteouts imply none;
-links on the way are not followed but replaced.
+nothing with them but the names of whiteouts. Of a layer's own members the last of a name counts.
+Its whiteouts and opaque markers act on the layers below only, whatever their place in the archive.
+Then it is put on top: a directory over a directory replaces its attributes and keeps what is in it,
+everything else replaces what is there. Where the specification is silent, as our own stores do: a
+directory that members only imply has the attributes of the one below, also if the layer hides that,
+else mode 0755; whiteouts imply none; links on the way are not followed but replaced.
 
 Invariant: the result depends on the archives alone, not on rights, disks or kernels.
 """
@@ -41,14 +41,17 @@ _ZEROS: Final = bytes(1 << 16)
 
 
 class _Node:
-    """An entry of the tree. `file` is the same object for all names of one file."""
+    """An entry of a tree. `file` is the same object for all names of one file.
 
-    __slots__ = ("children", "file", "layer", "seen")
+    `implied` says of a layer's directory that the archive has no member for it.
+    """
 
-    def __init__(self, seen: Seen, layer: int, file: object = None) -> None:
+    __slots__ = ("children", "file", "implied", "seen")
+
+    def __init__(self, seen: Seen, file: object = None, *, implied: bool = False) -> None:
         self.seen = seen
-        self.layer = layer
         self.file = object() if file is None else file
+        self.implied = implied
         self.children: dict[bytes, _Node] = {}
 
     @property
@@ -60,18 +63,11 @@ class Reference:
     """The tree that the layers applied so far give."""
 
     def __init__(self) -> None:
-        self._root = _Node(_IMPLIED, 0)
-        self._layer = 0
-        self._housekeeping: dict[bytes, _Node] = {}
-        #: What whiteouts of the present layer took away: links of the layer may still mean it.
-        self._taken: dict[bytes, _Node] = {}
+        self._root = _Node(_IMPLIED)
 
     def apply(self, stream: TarStream) -> None:
         """Put a layer on top. Raises `HostileArchiveError` for what readers must refuse."""
-        self._layer += 1
-        self._housekeeping = {}
-        self._taken = {}
-        members: list[tuple[list[bytes], Entry, bytes]] = []
+        layer = _Layer(self._root)
         markers: list[tuple[list[bytes], whiteout.Marker]] = []
         for entry in stream:
             parts = _components(entry.name)
@@ -79,14 +75,11 @@ class Reference:
             if marker.meaning in (Meaning.WHITEOUT, Meaning.OPAQUE):
                 markers.append((parts[:-1], marker))
             else:
-                members.append((parts, entry, digest_of(stream, entry)))
+                layer.member(parts, entry, digest_of(stream, entry))
+        layer.inherit()
         for parent, marker in markers:
             self._hide(parent, marker)
-        for parts, entry, content in members:
-            if any(whiteout.is_reserved(part) for part in parts):
-                self._housekeeping[b"/".join(parts)] = _Node(seen_of(entry, content), self._layer)
-            else:
-                self._member(parts, entry, content)
+        self._merge(layer.root)
 
     def shown(self) -> Iterator[Shown]:
         """Yield everything that the tree shows, the root first."""
@@ -97,72 +90,94 @@ class Reference:
             prefix = path + b"/" if path else b""
             pending += [(prefix + name, child) for name, child in node.children.items()]
 
-    # -- markers -----------------------------------------------------------------
-
     def _hide(self, parent: list[bytes], marker: whiteout.Marker) -> None:
-        node = self._find(parent)
-        if node is None or not node.is_dir:
+        node = _find(self._root, parent)
+        if node is None:
             return
-        gone = [marker.target] if marker.meaning is Meaning.WHITEOUT else list(node.children)
-        for name in gone:
-            child = node.children.pop(name, None)
-            if child is not None:
-                self._taken[b"/".join([*parent, name])] = child
+        if marker.meaning is Meaning.WHITEOUT:
+            node.children.pop(marker.target, None)
+        else:
+            node.children.clear()
 
-    def _find(self, parts: list[bytes]) -> _Node | None:
-        node: _Node | None = self._root
-        for part in parts:
-            node = None if node is None else node.children.get(part)
-        return node
+    def _merge(self, layer: _Node) -> None:
+        pending = [(self._root, layer)]
+        while pending:
+            below, own = pending.pop()
+            below.seen = own.seen
+            for name, child in own.children.items():
+                old = below.children.get(name)
+                if old is not None and old.is_dir and child.is_dir:
+                    pending.append((old, child))
+                else:
+                    below.children[name] = child
 
-    # -- members -----------------------------------------------------------------
 
-    def _member(self, parts: list[bytes], entry: Entry, content: bytes) -> None:
+class _Layer:
+    """The members of one layer by themselves, over what lies below (as it was)."""
+
+    def __init__(self, below: _Node) -> None:
+        self.root = _Node(_IMPLIED, implied=True)
+        self._below = below
+        self._housekeeping: dict[bytes, _Node] = {}
+
+    def member(self, parts: list[bytes], entry: Entry, content: bytes) -> None:
+        """Add a member; it replaces what the layer has at its name."""
         where = show(entry.name)
+        if any(whiteout.is_reserved(part) for part in parts):
+            self._housekeeping[b"/".join(parts)] = _Node(seen_of(entry, content))
+            return
         if not parts:
             if entry.kind is not Kind.DIRECTORY:
                 raise HostileArchiveError(f"{where}: the root is not a directory")
-            self._root.seen = seen_of(entry, content)
+            self.root.seen, self.root.implied = seen_of(entry, content), False
             return
         if entry.kind is Kind.HARDLINK:
             node = self._linked(parts, _components(entry.linkname), where)
         else:
-            node = _Node(seen_of(entry, content), self._layer)
+            node = _Node(seen_of(entry, content))
         holder = self._holder(parts[:-1])
         old = holder.children.get(parts[-1])
         if old is not None and old.is_dir and node.is_dir:
-            old.seen, old.layer = node.seen, self._layer
+            old.seen, old.implied = node.seen, False
         else:
             holder.children[parts[-1]] = node
 
+    def inherit(self) -> None:
+        """Give directories that are only implied the attributes of those below."""
+        pending: list[tuple[_Node | None, _Node]] = [(self._below, self.root)]
+        while pending:
+            below, own = pending.pop()
+            if below is not None and below.is_dir and own.implied:
+                own.seen = below.seen
+            for name, child in own.children.items():
+                if child.is_dir:
+                    pending.append((_find(below, [name]), child))
+
     def _holder(self, parts: list[bytes]) -> _Node:
         """Return the directory at a path, making it and what is above it where need be."""
-        node = self._root
+        node = self.root
         for part in parts:
             inner = node.children.get(part)
             if inner is None or not inner.is_dir:
-                inner = node.children[part] = _Node(_IMPLIED, self._layer)
+                inner = node.children[part] = _Node(_IMPLIED, implied=True)
             node = inner
         return node
 
     def _linked(self, parts: list[bytes], target: list[bytes], where: str) -> _Node:
-        found = self._find(target) or self._housekeeping.get(b"/".join(target))
-        found = found or self._find_taken(target)
-        if found is None or found.is_dir or target == parts:
+        own = _find(self.root, target) or self._housekeeping.get(b"/".join(target))
+        found = own or _find(self._below, target)
+        shorter = min(len(target), len(parts))
+        replaces = target == parts or (own is not None and target[:shorter] == parts[:shorter])
+        if found is None or found.is_dir or replaces:
             raise HostileArchiveError(f"{where}: a hard link to {show(b'/'.join(target))}")
-        if found.layer == self._layer:
-            return _Node(found.seen, self._layer, found.file)
         # To a file of a layer below, a link "may fail" (layer.md); a copy is as good as a link.
-        return _Node(found.seen, self._layer, UNKNOWN_LINKS)
+        return _Node(found.seen, found.file if own is not None else UNKNOWN_LINKS)
 
-    def _find_taken(self, target: list[bytes]) -> _Node | None:
-        for length in range(len(target), 0, -1):
-            node: _Node | None = self._taken.get(b"/".join(target[:length]))
-            for part in target[length:]:
-                node = None if node is None else node.children.get(part)
-            if node is not None:
-                return node
-        return None
+
+def _find(node: _Node | None, parts: list[bytes]) -> _Node | None:
+    for part in parts:
+        node = None if node is None else node.children.get(part)
+    return node
 
 
 def _components(name: bytes) -> list[bytes]:
