@@ -428,6 +428,20 @@ def test_many_layers(make_union: UnionMaker) -> None:
     assert snapshot(union.fs) == before
 
 
+def test_more_directories_than_one_run_takes(make_union: UnionMaker) -> None:
+    union = make_union({f"d/s{index}/x/y": str(index) for index in range(200)})
+    before = snapshot(union.fs)
+    union.fs.rmtree("d")
+    union.fs.mkdir("d")
+    for index in range(200):
+        union.fs.mkdir(f"d/s{index}")
+        union.fs.mkdir(f"d/s{index}/x")
+    done = undo(union, "undelete", "/")
+    assert len(done.plan.actions) == 200
+    assert snapshot(union.fs) == before
+    same_after_reopening(union)
+
+
 def test_a_read_only_engine_refuses(union: Union) -> None:
     union.close()
     union.options = attrs.evolve(union.options, read_only=True)
