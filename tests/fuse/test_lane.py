@@ -69,6 +69,9 @@ def test_the_record_says_whether_there_is_one(
     record = _record(place)
     assert record["lane"] is (reason is None)
     assert (reason or "None") in str(record["no_lane"])
+    told = place.run(*place.python, "-m", "unionfs", "mounts", "-v").stderr
+    assert ("without a direct lane" in told) is (reason is not None)
+    assert (reason or "") in told
     place.umount()
 
 

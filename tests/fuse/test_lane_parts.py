@@ -229,6 +229,60 @@ def test_reasons_against_a_lane(options: MountOptions, word: str | None) -> None
     assert word is None or word in str(reason)
 
 
+def test_names_alone_can_be_listed(kernel: Kernel) -> None:
+    kernel.greet()
+    code, payload = kernel.ask(Op.READDIR, 1, protocol.WRITE_IN.pack(0, 0, 4096, 0, 0, 0, 0))
+    assert code == 0
+    at, names = 0, []
+    while at < len(payload):
+        _, _, length, kind = protocol.DIRENT.unpack_from(payload, at)
+        at += protocol.DIRENT.size
+        names.append((payload[at : at + length], kind))
+        at += length + -length % 8
+    assert sorted(names) == [(b".", 4), (b"..", 4), *((b"f%d" % n, 8) for n in range(10))]
+
+
+def test_renames_that_copy_hold_up_renames_alone(
+    kernel: Kernel, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "layer" / "d").mkdir()
+    (tmp_path / "layer" / "d" / "inner").write_text("inner")
+    go, rename = threading.Event(), LaneWork._rename
+
+    def slow(*arguments: Any) -> None:
+        assert go.wait(10)
+        rename(*arguments)
+
+    monkeypatch.setattr(LaneWork, "_rename", slow)
+    kernel.greet()
+    long = kernel.send(Op.RENAME2, 1, struct.pack("=QII", 1, 0, 0) + b"d\0e\0")
+    short = kernel.send(Op.RENAME, 1, struct.pack("=Q", 1) + b"f1\0z\0")
+    assert kernel.ask(Op.GETATTR, 1, bytes(16))[0] == 0
+    kernel.device.settimeout(0.1)
+    with pytest.raises(TimeoutError):
+        kernel.answer()
+    kernel.device.settimeout(10)
+    go.set()
+    assert [kernel.answer()[:2] for _ in range(2)] == [(long, 0), (short, 0)]
+    code, payload = kernel.ask(Op.LOOKUP, 1, b"e\0")
+    assert code == 0
+    assert engine.names(struct.unpack_from("=Q", payload)[0]) == [b"inner"]
+    absent = struct.pack("=Q", 1) + b"absent\0x\0"
+    assert kernel.ask(Op.RENAME, 1, absent) == (errno.ENOENT, b"")
+
+
+def test_a_change_that_fails_has_its_errno(kernel: Kernel) -> None:
+    kernel.greet()
+    name = b"user.a\0"
+    assert kernel.ask(Op.REMOVEXATTR, 1, name) == (errno.ENODATA, b"")
+    value = struct.pack("=II", 3, os.XATTR_REPLACE) + name + b"abc"
+    assert kernel.ask(Op.SETXATTR, 1, value) == (errno.ENODATA, b"")
+    value = struct.pack("=II", 3, 0) + name + b"a\0c"
+    assert kernel.ask(Op.SETXATTR, 1, value) == (0, b"")
+    assert kernel.ask(Op.GETXATTR, 1, struct.pack("=II", 9, 0) + name) == (0, b"a\0c")
+    assert kernel.ask(Op.LINK, 1, struct.pack("=Q", 1) + b"x\0") == (errno.EPERM, b"")
+
+
 # -- memory ----------------------------------------------------------------------------
 
 

@@ -140,6 +140,17 @@ def test_files_that_a_directory_rename_copies(big: Union) -> None:
     assert set(big.engine._tree.inodes.by_ino) == {big.engine.root}
 
 
+@pytest.mark.parametrize("planned", [True, False])
+def test_a_directory_is_renamed_that_nobody_has_looked_up(big: Union, *, planned: bool) -> None:
+    engine = big.engine
+    if planned:
+        assert len(engine.plan_rename_copies(engine.root, b"d")) == 6
+    engine.rename(engine.root, b"d", engine.root, b"e")
+    assert engine.names(engine.root) == [b"e"]
+    assert set(engine._tree.inodes.by_ino) == {engine.root}
+    assert big.fs.read("e/f3").decode() == "3" + BODY
+
+
 def test_without_copy_file_range(big: Union, monkeypatch: pytest.MonkeyPatch) -> None:
     def unsupported(*_: object) -> int:
         raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))

@@ -64,6 +64,8 @@ def reason_of(record: MountRecord) -> str:
         why = "; ".join(("chosen by auto", *record.reasons)) if record.reasons else "the fastest"
     elif record.backend == "fuse":
         why = "the default"
+    if record.no_lane:
+        why += f"; without a direct lane: {record.no_lane}"
     return f"{show(record.target)}: {record.backend}, {why}"
 
 

@@ -11,6 +11,7 @@ happens before only prepares.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from collections.abc import Iterator
 from typing import Final
@@ -67,13 +68,25 @@ class Rename:
             raise error(errno.EINVAL if exchange else errno.ENOTEMPTY, new_name)
         if other is node:  # two names of one file: rename(2) does nothing
             return
-        if other is not None and exchange:
-            check_new(name)
-            self._exchange((parent, name, node), (new_parent, new_name, other))
-            return
-        if other is not None:
-            self._check_replace(node, other, new_name)
-        self._move(node, (parent, name), (new_parent, new_name), other)
+        with self._held(node):
+            if other is not None and exchange:
+                check_new(name)
+                with self._held(other):
+                    self._exchange((parent, name, node), (new_parent, new_name, other))
+                return
+            if other is not None:
+                self._check_replace(node, other, new_name)
+            self._move(node, (parent, name), (new_parent, new_name), other)
+
+    @contextlib.contextmanager
+    def _held(self, node: Node) -> Iterator[None]:
+        """Keep a node that nobody may have looked up while its content is walked through."""
+        node.opens += 1
+        try:
+            yield
+        finally:
+            node.opens -= 1
+            self._tree.release(node)
 
     @staticmethod
     def _is_within(directory: DirNode, node: Node) -> bool:
@@ -215,10 +228,11 @@ class Rename:
         """
         node = self._tree.find(parent, name)
         if isinstance(node, DirNode):
-            self._check_limits(node)
-            for inner in walk(self._tree, node):
-                if inner.branch != UPPER and not inner.is_dir:
-                    yield inner.ino
+            with self._held(node):
+                self._check_limits(node)
+                for inner in walk(self._tree, node):
+                    if inner.branch != UPPER and not inner.is_dir:
+                        yield inner.ino
         elif node is not None and node.branch != UPPER:
             yield node.ino
 
