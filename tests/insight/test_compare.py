@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from support.commands import CHECKOUT, Run, child_env
 from support.insight import MakeImage, MakeLayers, parse
+from support.kernelways import require_way
 from support.layers import Member, layer_tar
 from support.literal import lay_out_all
 from support.rootless import NOBODY, run_as_nobody, runtime
@@ -255,6 +256,7 @@ def test_hostile_archive_stays_in_its_directory(run: Run, tmp_path: Path) -> Non
 
 def test_plain_user(open_tmp: Path) -> None:
     """In a user namespace everything but AUFS works; owners are what only FUSE can show."""
+    require_way("userns")
     layers = lay_out_all(parse("d/ d/x d/y k ‖ d/ d/.wh.x .wh.k").layers, open_tmp)
     for path in [open_tmp, *open_tmp.rglob("*")]:
         os.chown(path, NOBODY, NOBODY, follow_symlinks=False)

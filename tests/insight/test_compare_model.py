@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import itertools
-import os
 import random
 from collections.abc import Callable
 
@@ -20,14 +19,11 @@ from support.layers import Member, image_of, layer_tar
 from unionfs.archive.limits import DEFAULT
 from unionfs.archive.tarstream import TarStream
 from unionfs.branch import Dialect
-from unionfs.errors import HostileArchiveError
 from unionfs.insight.convert_tar import converted_chunks, verify_archives
 from unionfs.insight.engines.contest import contest
-from unionfs.insight.engines.layers import of_archive
+from unionfs.insight.engines.layers import imported
 from unionfs.insight.engines.seen import describe
 from unionfs.insight.engines.workplace import workplace
-from unionfs.store.graph import Graph
-from unionfs.store.ingest import import_image
 
 _NAMES = (b"a", b"b", b"c\xff")
 
@@ -72,14 +68,8 @@ def test_store_and_union_show_what_the_specification_says(seed: int, count: int)
     rng = random.Random(seed)  # noqa: S311  # hypothesis chooses the seed
     layers = [random_layer(rng) for _ in range(count)]
     image = image_of([layer_tar(layer) for layer in layers])
-    with workplace() as place, Graph(os.path.join(place, b"store")) as graph:
-        refusal, mountable = "", None
-        try:
-            image_id, _ = import_image(graph, image, transport="test")
-            mountable = graph.layer_dirs(image_id)[::-1]
-        except HostileArchiveError as error:
-            refusal = str(error)
-        verdict = contest(of_archive(image, mountable), place, ("oci", "unionfs"), refusal=refusal)
+    with workplace() as place, imported(image, place) as (sources, refusal):
+        verdict = contest(sources, place, ("oci", "unionfs"), refusal=refusal)
     assert verdict.agree, [
         *((name, item.status) for name, item in verdict.outcomes.items()),
         *(

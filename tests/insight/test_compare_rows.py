@@ -14,16 +14,13 @@ from support.insight import empty_markers
 from support.layers import image_of
 from support.rows import ROWS, Node, Row, show_tree
 
-from unionfs.errors import HostileArchiveError
 from unionfs.insight.engines.contest import Verdict, contest
-from unionfs.insight.engines.layers import of_archive
+from unionfs.insight.engines.layers import imported
 from unionfs.insight.engines.reasons import reasons_for
 from unionfs.insight.engines.seen import Seen
 from unionfs.insight.engines.workplace import workplace
 from unionfs.insight.lint import Finding, lint_layers
 from unionfs.insight.shipped import archive_branches, read_archive_layer
-from unionfs.store.graph import Graph
-from unionfs.store.ingest import import_image
 
 pytestmark = pytest.mark.usefixtures("as_root")
 
@@ -71,14 +68,8 @@ def findings_of(row: Row) -> list[Finding]:
 
 def compared(row: Row) -> Verdict:
     image = image_of(row.tars())
-    with workplace() as place, Graph(os.path.join(place, b"store")) as graph:
-        refusal, mountable = "", None
-        try:
-            image_id, _ = import_image(graph, image, transport="test")
-            mountable = graph.layer_dirs(image_id)[::-1]
-        except HostileArchiveError as error:
-            refusal = str(error)
-        return contest(of_archive(image, mountable), place, ENGINES, refusal=refusal)
+    with workplace() as place, imported(image, place) as (sources, refusal):
+        return contest(sources, place, ENGINES, refusal=refusal)
 
 
 def differences(verdict: Verdict) -> set[str]:

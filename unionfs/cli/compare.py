@@ -30,7 +30,7 @@ from unionfs.cli.where import (
     split_words,
     where_options,
 )
-from unionfs.errors import HostileArchiveError, UnionfsError, show
+from unionfs.errors import UnionfsError, show
 
 if TYPE_CHECKING:
     from unionfs.archive.image import SourceImage
@@ -149,7 +149,7 @@ def _compare(
         if word is not None and options.rw is None:
             image = archived_image(stack, word)
             if image is not None:
-                return _archive(stack, image, place, engines)
+                return _archive(image, place, engines)
         where = locate(word, options)
         sources = of_where(where, place)
         verdict = _contest(sources, place, engines, live=_live(word))
@@ -165,25 +165,17 @@ def _live(word: str | None) -> MountRecord | None:
 
 
 def _archive(
-    stack: contextlib.ExitStack, image: SourceImage, place: bytes, engines: Sequence[str]
+    image: SourceImage, place: bytes, engines: Sequence[str]
 ) -> tuple[Verdict, list[Finding]]:
     """Compare an image in an archive; our engines see it as the store would keep it."""
-    from unionfs.insight.engines.layers import of_archive  # noqa: PLC0415  # help stays fast
+    from unionfs.insight.engines.layers import imported  # noqa: PLC0415  # help stays fast
     from unionfs.insight.engines.workplace import need_space  # noqa: PLC0415  # help stays fast
     from unionfs.insight.lint import lint_layers  # noqa: PLC0415  # help stays fast
     from unionfs.insight.shipped import archive_branches, read_archive_layer  # noqa: PLC0415  # help stays fast
-    from unionfs.store.graph import Graph  # noqa: PLC0415  # help stays fast
-    from unionfs.store.ingest import import_image  # noqa: PLC0415  # help stays fast
 
-    refusal, mountable = "", None
     need_space(place, sum(layer.size or 0 for layer in image.layers))
-    graph = stack.enter_context(Graph(os.path.join(place, b"store")))
-    try:
-        image_id, _ = import_image(graph, image, transport="compare")
-        mountable = graph.layer_dirs(image_id)[::-1]
-    except HostileArchiveError as error:
-        refusal = str(error)
-    verdict = _contest(of_archive(image, mountable), place, engines, refusal=refusal)
+    with imported(image, place) as (sources, refusal):
+        verdict = _contest(sources, place, engines, refusal=refusal)
     if verdict.agree:
         return verdict, []
     named = archive_branches(image)

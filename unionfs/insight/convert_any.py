@@ -5,16 +5,13 @@ Invariant: as for `convert` and `convert_tar`, the result appears verified or no
 
 from __future__ import annotations
 
-import contextlib
 import os
-import secrets
 import stat
 import sys
 import zlib
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from unionfs import _sys
 from unionfs.archive.compression import decompress
 from unionfs.archive.entry import Kind
 from unionfs.archive.staging import replacing
@@ -32,8 +29,8 @@ from unionfs.insight.engines.unpack import unpack
 from unionfs.insight.engines.workplace import RefusedError, is_whole
 from unionfs.insight.probe import join, split_path
 from unionfs.insight.shipped import Item, Shipped, read_branch, shipped_of
+from unionfs.insight.staged import staged_directory
 from unionfs.insight.where import NamedBranch
-from unionfs.store._fs import remove_tree
 from unionfs.store.layertar import layer_tar
 
 if sys.version_info >= (3, 14):
@@ -134,36 +131,20 @@ def _compressed(chunks: Iterable[bytes], name: bytes) -> Iterator[bytes]:
 
 
 def _to_directory(opener: Opener, origin: Dialect, target: Dialect, output: bytes) -> Converted:
-    if os.path.lexists(output):
-        raise ConflictError(f"{show(output)} exists; choose a new name")
     whole = is_whole()
     if not whole:
         _check_owners(opener())
     counts = [0, 0, 0]
-    parent, name = os.path.split(output)
-    staged = b".%b.%b" % (name[:200], secrets.token_hex(4).encode())
-    path = os.path.join(parent, staged)
-    fd = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.mkdir(staged, 0o755, dir_fd=fd)
+    with staged_directory(output) as path:
+        chunks = converted_chunks(opener, origin, target, counts)
+        stream = TarStream(ChunkReader(chunks), LIMITS, what="the converted layer")
         try:
-            chunks = converted_chunks(opener, origin, target, counts)
-            stream = TarStream(ChunkReader(chunks), LIMITS, what="the converted layer")
-            try:
-                unpack(stream, path, Dialect.AUFS, whole=whole, strict=True)
-            except RefusedError as error:
-                raise UnsupportedError(
-                    f"{error}; as root it may work, or convert into an archive"
-                ) from error
-            implied = _verify_directory(opener, origin, path, target, whole=whole)
-            with contextlib.suppress(OSError):
-                _sys.syncfs(fd)
-            _sys.renameat2(fd, staged, fd, name, _sys.RENAME_NOREPLACE)
-        except BaseException:
-            remove_tree(staged, fd)
-            raise
-    finally:
-        os.close(fd)
+            unpack(stream, path, Dialect.AUFS, whole=whole, strict=True)
+        except RefusedError as error:
+            raise UnsupportedError(
+                f"{error}; as root it may work, or convert into an archive"
+            ) from error
+        implied = _verify_directory(opener, origin, path, target, whole=whole)
     return Converted(output, counts[0], counts[1], counts[2], implied)
 
 

@@ -12,20 +12,19 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import stat
 from collections.abc import Iterator, Sequence
 
-from unionfs import _sys
 from unionfs.archive.entry import Entry, Kind
 from unionfs.archive.tarstream import TarStream
 from unionfs.branch import Branch, Writer, whiteout
 from unionfs.branch.whiteout import Meaning
-from unionfs.errors import ConflictError, UnsupportedError, show
+from unionfs.errors import UnsupportedError, show
 from unionfs.insight.engines.layers import LayerSource
 from unionfs.insight.engines.reference import seen_of
 from unionfs.insight.engines.workplace import need_space
 from unionfs.insight.probe import join, split_path
+from unionfs.insight.staged import staged_directory
 from unionfs.store._fs import remove_tree
 
 __all__ = ["copied"]
@@ -39,30 +38,15 @@ def copied(sources: Sequence[LayerSource], place: bytes) -> Iterator[list[bytes]
     inside of it. Raises `ConflictError` if `place` exists, `UnsupportedError` for what cannot be
     kept, `OSError`.
     """
-    place = os.path.abspath(place)
-    if os.path.lexists(place):
-        raise ConflictError(f"{show(place)} exists; choose a new name")
-    parent, name = os.path.split(place)
-    staged = b".%b.%b" % (name[:200], secrets.token_hex(4).encode())
-    fd = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.mkdir(staged, 0o755, dir_fd=fd)
-        try:
-            base = os.path.join(parent, staged)
-            need_space(base, sum(source.size for source in sources))
-            paths: list[bytes] = []
-            for number, source in enumerate(sources, 1):
-                path = os.path.join(base, b"layer%d" % number)
-                os.mkdir(path, 0o755)
-                _copy(source.stream(), path, source.title)
-                paths.insert(0, path)
-            yield paths
-            _sys.renameat2(fd, staged, fd, name, _sys.RENAME_NOREPLACE)
-        except BaseException:
-            remove_tree(staged, fd)
-            raise
-    finally:
-        os.close(fd)
+    with staged_directory(place) as base:
+        need_space(base, sum(source.size for source in sources))
+        paths: list[bytes] = []
+        for number, source in enumerate(sources, 1):
+            path = os.path.join(base, b"layer%d" % number)
+            os.mkdir(path, 0o755)
+            _copy(source.stream(), path, source.title)
+            paths.insert(0, path)
+        yield paths
 
 
 def _copy(stream: TarStream, path: bytes, title: str) -> None:

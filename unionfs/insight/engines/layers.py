@@ -7,6 +7,7 @@ the same thing.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator
 from typing import BinaryIO, Final
@@ -19,12 +20,15 @@ from unionfs.archive.limits import DEFAULT, Limits
 from unionfs.archive.tarstream import TarStream
 from unionfs.archive.tree import ChunkReader, tree_tar
 from unionfs.branch import Branch, Dialect
+from unionfs.errors import HostileArchiveError
 from unionfs.insight.convert import convert
 from unionfs.insight.where import NamedBranch, Where
 from unionfs.store.export import replay_layer
+from unionfs.store.graph import Graph
+from unionfs.store.ingest import import_image
 from unionfs.store.layertar import layer_tar
 
-__all__ = ["LIMITS", "LayerSource", "of_archive", "of_where"]
+__all__ = ["LIMITS", "LayerSource", "imported", "of_archive", "of_where"]
 
 #: Names that no disk can hold are what an engine is asked about, not an error.
 LIMITS: Final = attrs.evolve(DEFAULT, component=DEFAULT.path)
@@ -76,6 +80,22 @@ def _presented(named: NamedBranch, path: bytes) -> Iterator[bytes]:
     """Yield the archive of what a branch presents, as a commit would write it."""
     with attrs.evolve(named, path=path, dialect=Dialect.AUFS).open() as branch:
         yield from layer_tar(branch, root=True)
+
+
+@contextlib.contextmanager
+def imported(image: SourceImage, place: bytes) -> Iterator[tuple[list[LayerSource], str]]:
+    """Give the layers of an image in an archive, stored in `place`, and why they could not be.
+
+    What the store refuses has no directories, and a reason (empty otherwise).
+    """
+    refusal, mountable = "", None
+    with Graph(os.path.join(place, b"store")) as graph:
+        try:
+            image_id, _ = import_image(graph, image, transport="compare")
+            mountable = graph.layer_dirs(image_id)[::-1]
+        except HostileArchiveError as error:
+            refusal = str(error)
+        yield of_archive(image, mountable), refusal
 
 
 def of_archive(image: SourceImage, mountable: list[bytes] | None) -> list[LayerSource]:
