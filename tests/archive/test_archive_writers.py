@@ -350,6 +350,30 @@ def test_a_killed_writer_of_a_file(
     assert [path.name for path in tmp_path.iterdir() if path != out] == left
 
 
+def test_the_next_archive_sweeps_what_a_killed_writer_left(image: Image, tmp_path: Path) -> None:
+    def write(name: str, layers: list[LayerOut]) -> None:
+        write_oci_archive(os.fsencode(tmp_path / name), "v1", image.config, layers)
+
+    def killed() -> Iterator[bytes]:
+        yield b"x"
+        os._exit(9)
+
+    def during() -> Iterator[bytes]:
+        """Write another archive beside this one, which must not lose its files by that."""
+        write("inner.tar", list(image.layers))
+        yield from image.layers[0].open()
+
+    child = os.fork()
+    if not child:
+        write("killed.tar", [attrs.evolve(image.layers[0], open=killed), *image.layers[1:]])
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert len([path for path in tmp_path.iterdir() if path.name.startswith(".unionfs-")]) == 1
+    write("outer.tar", [attrs.evolve(image.layers[0], open=during), *image.layers[1:]])
+    assert sorted(os.listdir(tmp_path)) == ["inner.tar", "outer.tar"]
+    for name in ("inner.tar", "outer.tar"):
+        assert contents(f"oci-archive:{tmp_path / name}")[0] == image.config
+
+
 def _writers(base: Path) -> dict[str, Any]:
     return {
         "oci": partial(write_oci, os.fsencode(base / "out"), "x"),

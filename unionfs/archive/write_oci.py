@@ -39,6 +39,7 @@ _CONFIG: Final = "application/vnd.oci.image.config.v1+json"
 _REF: Final = re.compile(r"[A-Za-z0-9]+(?:(?:[-._:@+/]|--)[A-Za-z0-9]+)*")
 _GZIP_LEVEL: Final = 6
 _STAGE: Final = b".unionfs-"
+_LAYOUT: Final = b"layout"
 
 
 def _gzip(chunks: Iterable[bytes]) -> Iterator[bytes]:
@@ -200,6 +201,21 @@ def _read(path: bytes) -> Iterator[bytes]:
             yield data
 
 
+def _sweep(directory: bytes) -> None:
+    """Remove what killed writers of archives left beside their target."""
+    for name in os.listdir(directory):
+        path = os.path.join(directory, name)
+        if not name.startswith(_STAGE) or not os.path.isdir(os.path.join(path, _LAYOUT)):
+            continue
+        with contextlib.suppress(OSError):  # somebody else's, or in use
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path, ignore_errors=True)
+            finally:
+                os.close(fd)
+
+
 def write_oci_archive(
     target: bytes | BinaryIO,
     tag: str | None,
@@ -214,9 +230,14 @@ def write_oci_archive(
     """
     with output(target, replace=replace) as out, contextlib.ExitStack() as stack:
         beside = os.path.dirname(target) or b"." if isinstance(target, bytes) else None
-        stage = tempfile.mkdtemp(prefix=b".unionfs-", dir=beside)
+        if beside is not None:
+            _sweep(beside)
+        stage = tempfile.mkdtemp(prefix=_STAGE, dir=beside)
         stack.callback(shutil.rmtree, stage, ignore_errors=True)
-        layout = os.path.join(stage, b"layout")
+        held = os.open(stage, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        stack.callback(os.close, held)
+        fcntl.flock(held, fcntl.LOCK_SH)  # before there is a layout in it: see _sweep()
+        layout = os.path.join(stage, _LAYOUT)
         digest = write_oci(layout, tag, config, layers)
         writer = ArchiveWriter(out)
         writer.directory(b"blobs")
