@@ -25,7 +25,7 @@ from support.steps import run_killed_at_change
 from support.union_case import Union, UnionMaker, start
 
 from unionfs.errors import ConflictError, NotFoundError, UnionfsError, UsageError
-from unionfs.union import EngineOptions
+from unionfs.union import EngineOptions, restore
 from unionfs.union.restore import Restored
 from unionfs.union.undo import Undo
 
@@ -428,16 +428,19 @@ def test_many_layers(make_union: UnionMaker) -> None:
     assert snapshot(union.fs) == before
 
 
-def test_more_directories_than_one_run_takes(make_union: UnionMaker) -> None:
-    union = make_union({f"d/s{index}/x/y": str(index) for index in range(200)})
+def test_more_directories_than_one_run_takes(
+    make_union: UnionMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(restore, "_BATCH", 4)
+    union = make_union({f"d/s{index}/x/y": str(index) for index in range(20)})
     before = snapshot(union.fs)
     union.fs.rmtree("d")
     union.fs.mkdir("d")
-    for index in range(200):
+    for index in range(20):
         union.fs.mkdir(f"d/s{index}")
         union.fs.mkdir(f"d/s{index}/x")
     done = undo(union, "undelete", "/")
-    assert len(done.plan.actions) == 200
+    assert len(done.plan.actions) == 20
     assert snapshot(union.fs) == before
     same_after_reopening(union)
 
