@@ -217,7 +217,7 @@ def test_a_listing_that_fails_in_advance_fails_when_it_is_asked_for(union: _Unio
     with union.context.lock:
         for place in list(union.lists._made):
             union.lists._drop(union.lists._made.pop(place))
-    union.lists._make(1 << 50, 0, _ROOM)
+    union.lists._prepare(1 << 50, 0, _ROOM)
     assert (1 << 50, 0) not in union.lists._made
     with pytest.raises(OSError, match="Stale"):
         union.ask(1 << 50, 0)
@@ -227,9 +227,9 @@ def test_few_listings_wait(union: _Union) -> None:
     union.start_walk()
     for _ in range(3):
         for directory in union.route:
-            union.lists._make(directory, 0, _ROOM)
+            union.lists._prepare(directory, 0, _ROOM)
             for offset in range(3, 40, 7):
-                union.lists._make(directory, offset, _ROOM)
+                union.lists._prepare(directory, offset, _ROOM)
     assert len(union.lists._made) <= 8
 
 

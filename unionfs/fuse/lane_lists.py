@@ -12,20 +12,18 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import logging
 import os
 import stat
-import threading
 from collections import OrderedDict
 from typing import Final
 
 from unionfs.fuse import protocol
+from unionfs.fuse.background import Background
 from unionfs.fuse.lane_request import Context, Request
 from unionfs.fuse.route import Route
 
 __all__ = ["Lists"]
 
-_log = logging.getLogger(__name__)
 _DOTS: Final = 2  # offsets taken by "." and ".."
 _ALIGN: Final = 8
 _REGULAR: Final = stat.S_IFREG >> 12
@@ -36,6 +34,8 @@ _BATCH: Final = 64
 
 #: Directory and offset.
 _Place = tuple[int, int]
+#: The same and the room for the answer.
+_Wanted = tuple[int, int, int]
 
 
 class _Part:
@@ -73,22 +73,19 @@ class Lists:
         self._on = context.options.ahead
         self._route = Route()
         self._made: OrderedDict[_Place, _Part] = OrderedDict()
-        self._wanted: list[tuple[int, int, int]] = []
-        self._wake = threading.Condition()
-        self._ended = False
-        self._thread: threading.Thread | None = None
+        self._wanted: list[_Wanted] = []
+        self._maker = Background("unionfs-lists", self._take, self._make)
         #: Parts that were made in advance and given away.
         self.foreseen = 0
-        #: Whether one is being made in advance.
-        self.busy = False
+
+    @property
+    def busy(self) -> bool:
+        """Whether a listing is being made in advance."""
+        return self._maker.busy
 
     def close(self) -> None:
         """Stop making listings in advance."""
-        with self._wake:
-            self._ended = True
-            self._wake.notify()
-        if self._thread is not None:
-            self._thread.join()
+        self._maker.close()
 
     def forget(self, inode: int) -> None:
         """Drop the listing of a directory that the kernel knows no longer; needs the lock."""
@@ -192,35 +189,20 @@ class Lists:
         wanted = [(number, 0, part.room) for number in route.ahead(_WAITING // 2)]
         if offset and part.entries:
             wanted.insert(0, (part.directory, part.following, part.room))
-        with self._wake:
+        with self._maker.lock:
             self._wanted = wanted
-            if wanted and self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="unionfs-lists", daemon=True)
-                self._thread.start()
-            self._wake.notify()
+            if wanted:
+                self._maker.wake()
 
-    def _run(self) -> None:
-        try:
-            while self._make_next():
-                pass
-        except Exception:  # noqa: BLE001  # logged; a mount lives without
-            _log.exception("making listings in advance has failed and stays off")
-        self.busy = False
+    def _take(self) -> _Wanted | None:
+        return self._wanted.pop(0) if self._wanted else None
 
-    def _make_next(self) -> bool:
-        with self._wake:
-            while not self._wanted and not self._ended:
-                self.busy = False
-                self._wake.wait()
-            self.busy = True
-            if self._ended:
-                return False
-            directory, offset, room = self._wanted.pop(0)
+    def _make(self, wanted: _Wanted) -> bool:
         with contextlib.suppress(OSError):  # whoever asks will be told
-            self._make(directory, offset, room)
+            self._prepare(*wanted)
         return True
 
-    def _make(self, directory: int, offset: int, room: int) -> None:
+    def _prepare(self, directory: int, offset: int, room: int) -> None:
         with self._lock:
             if (directory, offset) in self._made or not self._engine.is_known(directory):
                 return

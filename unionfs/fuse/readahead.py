@@ -27,6 +27,7 @@ import time
 from typing import Final
 
 from unionfs import _sys
+from unionfs.fuse.background import Background
 from unionfs.fuse.guess import Guess
 from unionfs.fuse.protocol import NOTIFY_STORE, OUT_HEADER
 from unionfs.union import Engine
@@ -62,26 +63,25 @@ class ReadAhead:
         self._on = on
         self._writable = on and not engine.read_only
         self._guess = Guess()
-        self._wake = threading.Condition()
+        self._sender = Background("unionfs-ahead", self._take, self._send_all)
+        #: The sender's own lock.
+        self._mine = self._sender.lock
         self._held: set[int] = set()
         self._sending = 0
         self._stopped = False
-        self._ended = False
         self._room = mmap.mmap(-1, _LARGEST + mmap.PAGESIZE)
         self._view = memoryview(self._room)
-        self._thread: threading.Thread | None = None
         #: Files sent.
         self.sent = 0
-        #: Whether files are being sent.
-        self.busy = False
+
+    @property
+    def busy(self) -> bool:
+        """Whether files are being sent."""
+        return self._sender.busy
 
     def close(self) -> None:
         """Stop sending; the device must still be open."""
-        with self._wake:
-            self._ended = True
-            self._wake.notify()
-        if self._thread is not None:
-            self._thread.join()
+        self._sender.close()
         self._view.release()
         self._room.close()
 
@@ -91,26 +91,23 @@ class ReadAhead:
         """Note the regular files in a part of a listing."""
         if not self._on:
             return
-        with self._wake:
+        with self._mine:
             self._guess.listed(directory, files, anew=anew)
-            self._wake.notify()
+            self._sender.wake()
 
     def asked(self, directory: int, file: int) -> None:
         """Note that a file's first bytes are asked for."""
         if not self._on:
             return
-        with self._wake:
+        with self._mine:
             self._guess.asked(directory, file)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="unionfs-ahead", daemon=True)
-                self._thread.start()
-            self._wake.notify()
+            self._sender.wake()
 
     def hold(self, file: int) -> None:
         """Send a file no more, and not the rest of it if it is on its way."""
         if not self._writable:
             return
-        with self._wake:
+        with self._mine:
             self._held.add(file)
             if self._sending == file and not self._stopped:
                 self._stopped = True
@@ -118,29 +115,17 @@ class ReadAhead:
 
     def forget(self, ino: int) -> None:
         """Drop what is known of a file or directory that the kernel knows no longer."""
-        with self._wake:
+        with self._mine:
             self._held.discard(ino)
             self._guess.forget(ino)
 
     # -- the thread --------------------------------------------------------------------
 
-    def _run(self) -> None:
-        try:
-            while self._send_next():
-                pass
-        except Exception:  # noqa: BLE001  # logged; a mount lives without read-ahead
-            _log.exception("read-ahead across files has failed and stays off")
-        self.busy = False
+    def _take(self) -> list[int] | None:
+        files = self._guess.take(_BATCH)
+        return [file for file in files if file not in self._held] if files else None
 
-    def _send_next(self) -> bool:
-        with self._wake:
-            while not (files := self._guess.take(_BATCH)) and not self._ended:
-                self.busy = False
-                self._wake.wait()
-            self.busy = True
-            if self._ended:
-                return False
-            files = [file for file in files if file not in self._held]
+    def _send_all(self, files: list[int]) -> bool:
         with self._lock:
             opened = self._engine.open_layer_files(files)
         going = True
@@ -159,7 +144,7 @@ class ReadAhead:
     def _send(self, file: int, size: int) -> bool:
         if not self._writable:
             return self._store(file, size)
-        with self._wake:
+        with self._mine:
             if file in self._held:
                 return True
             self._held.add(file)
@@ -167,7 +152,7 @@ class ReadAhead:
         try:
             return self._store(file, size)
         finally:
-            with self._wake:
+            with self._mine:
                 self._sending = 0
                 if self._stopped:
                     _sys.allow_memory(self._room)
@@ -189,6 +174,6 @@ class ReadAhead:
             else:
                 self.sent += 1
                 return True
-        with self._wake:
+        with self._mine:
             self._guess.stop()  # its reader does not go through the listing
         return True
