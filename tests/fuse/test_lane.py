@@ -289,3 +289,12 @@ print(len(os.listdir(f"/proc/{sys.argv[1]}/fd")))
 """, str(pid))  # fmt: skip
     assert int(used) < 400
     user.umount()
+
+
+def test_roots_mounts_read_far_ahead(root: Place) -> None:
+    root.sh("truncate -s 8M base/big")
+    device = root.mount()["device"]
+    with open(f"/sys/class/bdi/{device}/read_ahead_kb", encoding="ascii") as file:
+        assert file.read() == "1024\n"
+    root.sh("cat mnt/big | cmp -n 8388608 - /dev/zero")
+    root.umount()

@@ -30,9 +30,11 @@ from unionfs.errors import (
 )
 from unionfs.fuse.options import MountOptions
 
-__all__ = ["DEVICE", "mount_device", "unmount"]
+__all__ = ["DEVICE", "READ_AHEAD", "mount_device", "unmount", "widen_read_ahead"]
 
 DEVICE: Final = "/dev/fuse"
+#: Bytes: as much as one READ carries.
+READ_AHEAD: Final = 1 << 20
 _UMOUNT_NOFOLLOW: Final = 0x8
 _NO_RIGHT: Final = (errno.EPERM, errno.EACCES)
 _HELPER_DIRECTORIES: Final = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
@@ -55,6 +57,18 @@ def mount_device(target: bytes, options: MountOptions) -> int:
         os.close(fd)
         raise
     return _mount_with_helper(target, options)
+
+
+def widen_read_ahead(device: str) -> None:
+    """Let the kernel read so far ahead in files of the mount `MAJOR:MINOR`; only root may.
+
+    To be called before INIT is answered, which sets the smaller one of this and its own.
+    """
+    with (
+        contextlib.suppress(OSError),
+        open(f"/sys/class/bdi/{device}/read_ahead_kb", "w", encoding="ascii") as file,
+    ):
+        file.write(str(READ_AHEAD >> 10))
 
 
 def _open_device() -> int:

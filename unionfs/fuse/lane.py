@@ -36,6 +36,7 @@ from collections.abc import Callable
 from typing import Final
 
 from unionfs.fuse import protocol
+from unionfs.fuse.device import READ_AHEAD
 from unionfs.fuse.lane_changes import Changes
 from unionfs.fuse.lane_reads import Reads
 from unionfs.fuse.lane_request import Context, Request
@@ -59,9 +60,10 @@ _PATIENCE: Final = 4
 _WANTED: Final = InitFlag.PARALLEL_DIROPS | InitFlag.CACHE_SYMLINKS
 _UNWANTED: Final = InitFlag.ATOMIC_O_TRUNC | InitFlag.SETXATTR_EXT
 _FLAGS: Final = struct.Struct("=I")
-#: Where INIT has its flags, in the request and in the reply, headers included.
+#: Where INIT has its flags in the request, and most read-ahead and flags in the reply.
 _FLAGS_ASKED: Final = protocol.IN_HEADER.size + 12
-_FLAGS_AGREED: Final = protocol.OUT_HEADER.size + 12
+_AGREED_AT: Final = protocol.OUT_HEADER.size + 8
+_AGREED: Final = struct.Struct("=II")
 #: Answers to write(2) on the device that concern one request that nobody waits for any more.
 _GONE: Final = (errno.ENOENT, errno.ENODEV, errno.ECONNABORTED)
 _NO_INIT: Final = -1
@@ -134,9 +136,9 @@ class Lane:
             thread.join()
         self._ahead.close()
         self._reads.close()
+        self._work.close()  # before the number may be somebody else's
         os.close(self._fd)  # ends the connection: whoever still waits gets an error
         self._fd = -1
-        self._work.close()
         self._ours.close()
         os.close(self._wake)
 
@@ -268,8 +270,8 @@ class Lane:
 
     def _agree(self, message: memoryview) -> None:
         """Edit the answer to INIT: truncation comes as SETATTR where no OPEN is sent."""
-        if len(message) <= _FLAGS_AGREED:
+        if len(message) < _AGREED_AT + _AGREED.size:
             return
-        (flags,) = _FLAGS.unpack_from(message, _FLAGS_AGREED)
+        _, flags = _AGREED.unpack_from(message, _AGREED_AT)
         flags = (flags | self._reads.offered & _WANTED) & ~_UNWANTED
-        _FLAGS.pack_into(message, _FLAGS_AGREED, flags)
+        _AGREED.pack_into(message, _AGREED_AT, READ_AHEAD, flags)

@@ -140,6 +140,7 @@ class _Session:
         fd = device.mount_device(self.target, self.options)
         try:
             self._device = self._find_device()
+            device.widen_read_ahead(self._device)
             with self._control.open(registry.control_path(self.plan.runtime, self.plan.stem), fd):
                 self.serving.run(fd, self._main)
         finally:
