@@ -249,6 +249,18 @@ def test_hostile_archive_stays_in_its_directory(run: Run, tmp_path: Path) -> Non
     )
     run("compare", archive)
     assert list(victim.iterdir()) == []
+    for member in (
+        Member(b"./", "symlink", target=os.fsencode(victim)),
+        Member(b"h", "hardlink", target=b"/../../.." + os.fsencode(victim)),
+        Member(b"../" * 30 + os.fsencode(victim).lstrip(b"/") + b"/planted", data=b"x"),
+        Member(b".wh..."),
+    ):
+        archive.write_bytes(layer_tar([member, Member(b"planted", data=b"x")]))
+        document = json.loads(run("compare", archive, "--json").out)
+        states = {item["name"]: item["state"] for item in document["engines"]}
+        assert (states["oci"], states["unionfs"]) == ("refused", "refused"), member.name
+        assert victim.is_dir()
+        assert list(victim.iterdir()) == []
 
 
 # -- for whom, and how it ends -----------------------------------------------------

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
 from unionfs import _sys
+from unionfs.archive import entry as members
 from unionfs.branch import Dialect, whiteout
 from unionfs.branch.whiteout import Meaning
 from unionfs.insight.engines.layers import LayerSource
@@ -131,6 +132,10 @@ def _harmless(source: LayerSource) -> None:
     """Refuse layers with which old versions delete or write outside of their directory."""
     for entry in source.stream():
         parts = split_path(entry.name)
+        if not parts and entry.kind is not members.Kind.DIRECTORY:
+            raise LeftOutError(
+                f"{source.title} replaces the root, which no unpacker should be given"
+            )
         name = parts[-1] if parts else b""
         if whiteout.classify(name).meaning is Meaning.INVALID:
             raise LeftOutError(
