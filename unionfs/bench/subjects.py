@@ -17,6 +17,7 @@ from typing import Final
 
 import attrs
 
+from unionfs import __version__
 from unionfs.bench.children import BenchError, run, start, stop
 from unionfs.errors import UsageError, show
 
@@ -223,6 +224,10 @@ class Ours(Subject):
     """This project."""
 
     backend: str = "fuse"
+
+    def version(self) -> str:
+        """Return this program's version."""
+        return __version__
 
     def missing(self) -> str | None:
         """Try the back end."""
