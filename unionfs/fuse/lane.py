@@ -130,11 +130,11 @@ class Lane:
 
     def close(self) -> None:
         """End the threads and the device's connection; `inner` must be closed by now."""
+        self._ahead.close()  # it may wait for the answer to a READ
         os.eventfd_write(self._wake, 1)
         self._ours.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
             thread.join()
-        self._ahead.close()
         self._reads.close()
         self._work.close()  # before the number may be somebody else's
         os.close(self._fd)  # ends the connection: whoever still waits gets an error
@@ -191,7 +191,8 @@ class Lane:
     @property
     def _may_spin(self) -> bool:
         """Whether there is a core to spare, and no other thread that would have to wait."""
-        return self._cores > 1 and not self._ahead.busy and not self._reads.busy
+        others = self._ahead.busy or self._reads.busy or not self._work.idle
+        return self._cores > 1 and not others
 
     def _spin(self, device: select.poll, since: float) -> bool:
         """Wait for the next request for a moment without sleeping."""

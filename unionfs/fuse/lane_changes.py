@@ -1,8 +1,9 @@
 """Requests of the direct lane that change something.
 
-Invariant: whatever may copy more than `INLINE_LIMIT` bytes up is left to a worker, and
-what changes a file that is being copied up there queues behind it; everything else is
-done at once, in the order the kernel asks for it.
+Invariant: a copy-up that takes long is left to a worker, and what changes a file that is
+being copied up there queues behind it; everything else is done at once, in the order the
+kernel asks for it. Long is a copy of more than `INLINE_LIMIT` bytes, and of any if it must
+reach the disk before it counts; only cutting a file keeps the lane while it copies the rest.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class Changes:
         self._engine, self._lock = context.engine, context.lock
         self._files, self._work = context.files, context.work
         self._ahead = context.ahead
+        self._at_once = INLINE_LIMIT if context.options.volatile else 0
         self.table: dict[int, Callable[[Request], Outcome]] = {
             Op.SETATTR: self.setattr,
             Op.SETXATTR: self.setxattr,
@@ -69,7 +71,7 @@ class Changes:
 
     def _is_long(self, inode: int) -> bool:
         size = self._engine.copy_up_size(inode)
-        return size > INLINE_LIMIT or self._work.is_lifting(inode)
+        return size > self._at_once or self._work.is_lifting(inode)
 
     def _lift(self, request: Request, inode: int, change: Callable[[], bytes]) -> None:
         def then() -> bytes:
@@ -94,12 +96,18 @@ class Changes:
             mtime_ns=_time(valid, protocol.FATTR_MTIME, protocol.FATTR_MTIME_NOW, mtime, mtime_ns),
         )
         inode = request.nodeid
-        if changes.size is not None:
-            self._ahead.hold(inode)
 
         def change() -> bytes:
             return self._context.attr(self._engine.setattr(inode, changes))
 
+        def change_alone() -> bytes:
+            self._ahead.wait(inode)
+            with self._lock:
+                return change()
+
+        if changes.size is not None and self._ahead.hold(inode):
+            self._work.lift(request.unique, inode, change_alone)
+            return LATER
         if changes.size is not None and changes.size <= INLINE_LIMIT:
             with self._lock:
                 return change()
@@ -254,7 +262,7 @@ class Changes:
             return b""
 
         with self._lock:
-            heavy = any(engine.is_heavy(*place, INLINE_LIMIT) for place in places)
+            heavy = any(engine.is_heavy(*place, self._at_once) for place in places)
             if not heavy and not self._work.is_renaming:
                 return rename()
         self._work.rename(request.unique, places, rename)
