@@ -29,7 +29,8 @@ __all__ = ["LAYER", "WAYS", "MountFailedError", "Place", "place_for", "tree_of"]
 WAYS: Final = ("root", "user", "userns")
 _BASE: Final = "/var/tmp"  # user xattrs; /tmp may be an old tmpfs
 _DROP: Final = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups")
-_SECONDS: Final = 60
+#: An emulated machine says how many times slower it is.
+_SECONDS: Final = 60 * int(os.environ.get("UNIONFS_TEST_PATIENCE", "1"))
 #: The lower layer of the table of operations: a file, a directory, a link, a hard-linked pair.
 LAYER: Final = """
 mkdir -p base/d; printf lower > base/f; printf aaa > base/d/a; printf bbb > base/d/b

@@ -74,6 +74,7 @@ def test_the_plan_bounds_every_job() -> None:
         b["seconds"] > a["seconds"] > 0 for a, b in zip(fast["jobs"], slow["jobs"], strict=True)
     )
     assert [job["name"] for job in plan(["run"], ["none"], kvm=True)["jobs"]] == ["run"]
+    assert [p["environment"]["UNIONFS_TEST_PATIENCE"] for p in (fast, slow)] == ["1", "8"]
 
 
 def test_the_plan_of_a_run_without_wishes() -> None:

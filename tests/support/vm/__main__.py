@@ -75,6 +75,7 @@ def plan(areas: list[str], bench: list[str], *, kvm: bool, minutes: float = 40) 
             "PATH": "/usr/sbin:/usr/bin",
             "LANG": "C.UTF-8",
             "PYTHONDONTWRITEBYTECODE": "1",
+            "UNIONFS_TEST_PATIENCE": str(factor),
             "HYPOTHESIS_STORAGE_DIRECTORY": "/tmp/hypothesis",  # inside the machine
         },
     }
