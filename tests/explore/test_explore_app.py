@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import random
+import shutil
 import threading
 from pathlib import Path
 
@@ -342,6 +344,57 @@ def test_every_key_of_the_table_does_something(look: Look) -> None:
     play(look(_LAYERS), script)
 
 
+def test_keys_that_come_too_fast(look: Look) -> None:
+    """A second enter or escape while the first one still closes a screen."""
+
+    async def script(driver: Driver) -> None:
+        for opening, closing in (("w", "enter"), ("e", "escape"), ("question_mark", "q")):
+            await driver.press(opening)
+            driver.touch(closing, closing, closing)
+            await driver.settle()
+            assert len(driver.app.screen_stack) == 1
+        await driver.press("slash")
+        driver.touch("enter", "enter", "escape")
+        await driver.settle()
+        assert len(driver.app.screen_stack) == 1
+
+    play(look("a#12 b ‖ .wh.a"), script)
+
+
+def _lose(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+_SOME_KEYS = (
+    *("up", "down", "left", "right", "enter", "space", "tab", "escape", "home", "end", "pageup"),
+    *("a", "c", "d", "h", "u", "t", "e", "w", "v", "g", "s", "r", "slash", "asterisk", "ctrl+r"),
+    *("left_square_bracket", "right_square_bracket", "question_mark", "1", "pagedown"),
+)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_any_keys_in_any_order(look: Look, tmp_path: Path, seed: int) -> None:
+    """While a branch loses files besides."""
+    chance = random.Random(seed)  # noqa: S311  # the same keys every time
+    explorer = look(f"{_LAYERS} ‖ etc/.wh..wh..opq usr/x k/m ‖ .wh.usr")
+    victims = sorted(tmp_path.rglob("*"))
+
+    async def script(driver: Driver) -> None:
+        for _ in range(60):
+            driver.touch(chance.choice(_SOME_KEYS))
+            if chance.random() < 0.3:
+                await driver.settle()
+            assert all(line.isprintable() for line in driver.lines())
+            if chance.random() < 0.05:
+                _lose(chance.choice(victims))
+        await driver.settle()
+
+    play(explorer, script)
+
+
 def test_reading_anew(look: Look, tmp_path: Path) -> None:
     async def script(driver: Driver) -> None:
         (tmp_path / "layer3" / "fresh").touch()
@@ -448,6 +501,15 @@ def test_a_large_directory_costs_what_is_seen(
 
     with Explorer(of_directories([os.fsencode(layer)])) as explorer:
         play(explorer, script)
+
+
+def test_deep_names_stay_in_sight(look: Look) -> None:
+    async def script(driver: Driver) -> None:
+        await driver.press("asterisk", "end")
+        assert driver.current.depth == 61
+        assert any(line.rstrip("│ ").endswith(" bottom") for line in driver.lines())
+
+    play(look("d/" * 60 + "bottom"), script)
 
 
 def test_500_layers(tmp_path: Path) -> None:

@@ -78,7 +78,9 @@ def test_a_session(layers: list[str], tmp_path: Path) -> None:
         tty.press("down", "down", "e")
         tty.until("layer 1    hidden by layer 2")
         tty.line("/etc/b: hidden by the whiteout")
-        tty.press("escape", "/")
+        tty.press("escape")
+        tty.until(lambda: "hidden by the whiteout" not in tty.text)
+        tty.press("/")
         tty.until("Filter paths (text)")
         tty.press("x/y", "enter")
         tty.until("“x/y”")
@@ -89,7 +91,9 @@ def test_a_session(layers: list[str], tmp_path: Path) -> None:
         tty.press("w")
         tty.until("Wasted: 6B of")
         tty.line("/etc/a")
-        tty.press("escape", "g")
+        tty.press("escape")
+        tty.until(lambda: "Wasted:" not in tty.text)
+        tty.press("g")
         tty.until("Go to path")
         tty.press("/etc/b", "enter")
         tty.until("· /etc/b")
@@ -100,7 +104,9 @@ def test_a_session(layers: list[str], tmp_path: Path) -> None:
         assert (out / "b").read_text() == "0"
         tty.press("?")
         tty.until("Keys and marks")
-        tty.press("escape", "q")
+        tty.press("escape")
+        tty.until(lambda: "Keys and marks" not in tty.text)
+        tty.press("q")
         assert tty.wait() == 0
         assert b"\x1b]0;own" not in tty.raw
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import sys
@@ -20,6 +21,7 @@ import attrs
 from textual import events
 from textual.pilot import Pilot
 from textual.widgets import Input
+from textual.worker import WorkerCancelled
 
 from support.commands import CHECKOUT
 from unionfs.explore.app import ExploreApp
@@ -55,7 +57,8 @@ class Driver:
         # One message may lead to a thread, its end to a message, and so on.
         while quiet < _ROUNDS:
             quiet = 0 if any(not worker.is_finished for worker in self.app.workers) else quiet + 1
-            await self.app.workers.wait_for_complete()
+            with contextlib.suppress(WorkerCancelled):  # a newer one took its place
+                await self.app.workers.wait_for_complete()
             # Not a pause without end, which waits for an idle processor: others keep it busy.
             await self.pilot.pause(_FRAME)
 

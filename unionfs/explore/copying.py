@@ -81,12 +81,12 @@ class CopyingApp(BaseApp):
 
     def _ended_extract(self, text: str, severity: Severity) -> None:
         if isinstance(self.screen, Busy):
-            self.pop_screen()
+            self.screen.dismiss()
         self.say(text, severity)
 
     def _ask_to_replace(self, number: int, path: bytes, directory: bytes, question: str) -> None:
         if isinstance(self.screen, Busy):
-            self.pop_screen()
+            self.screen.dismiss()
 
         def answered(answer: str | None) -> None:
             if answer is not None:

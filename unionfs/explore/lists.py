@@ -333,7 +333,7 @@ class TreeList(RowList):
         bytes_in = row.folder.sums.get(row.name)
         weight = words.size_of(status) if bytes_in is None else size(bytes_in)
         segments.append(Segment(f"{weight:>{_SIZE}}  ", dim))
-        segments.append(Segment(_GUIDE * max(0, row.depth - 1), self.style_of("guide")))
+        segments.append(Segment(_guides(row.depth - 1, width), self.style_of("guide")))
         icon = ("▾ " if row.is_open else "▸ ") if entry.opens else "  "
         segments.append(Segment(icon, kind or dim))
         name = shown_name(row.name) + ("/" if entry.is_dir else "")
@@ -363,6 +363,12 @@ class TreeList(RowList):
             self.post_message(self.Toggled(self, row.path, is_open=False))
         else:
             self.cursor = self.rows.nearest(row.path.rpartition(b"/")[0])
+
+
+def _guides(depth: int, width: int) -> str:
+    """Return the lines before a name: of deep ones the last, so that the name stays in sight."""
+    most = max(width // 6, 1)
+    return _GUIDE * max(depth, 0) if depth <= most else f"…{_GUIDE[1:]}{_GUIDE * (most - 1)}"
 
 
 def _is_link(mode: int) -> bool:

@@ -52,7 +52,12 @@ class PagesApp(CopyingApp):
         except (OSError, UnionfsError) as exc:
             self.later(self.say, error_words(exc), "error")
             return
-        self.later(self.push_screen, Page(show(b"/" + path), lines))
+        self.later(self._open, Page(show(b"/" + path), lines))
+
+    def _open(self, page: Page) -> None:
+        """Show what a thread made, unless something else was opened meanwhile."""
+        if len(self.screen_stack) == 1:
+            self.push_screen(page)
 
     def action_add_up(self) -> None:
         """Add up the bytes in the directory under the cursor."""

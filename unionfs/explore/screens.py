@@ -6,12 +6,13 @@ Invariant: a screen returns a value and does nothing itself; texts are never rea
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar, Final
+from typing import ClassVar, Final, TypeVar
 
 from rich.cells import cell_len, set_cell_size
 from rich.segment import Segment
 from rich.text import Text
 from textual.app import ComposeResult
+from textual.await_complete import AwaitComplete
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.content import Content
@@ -22,6 +23,8 @@ from unionfs.cli.output import size
 from unionfs.errors import show
 from unionfs.explore.lists import RowList, TextList, fit, fit_end
 from unionfs.insight.waste import PathWaste, Report
+
+_T = TypeVar("_T")
 
 __all__ = ["Busy", "Choice", "Page", "Prompt", "Waste", "wrapped"]
 
@@ -45,7 +48,20 @@ def wrapped(line: str, width: int) -> list[str]:
     return [*found, line]
 
 
-class Page(ModalScreen[None]):
+class _Modal(ModalScreen[_T]):
+    """A screen that closes once: a key that comes while it closes finds nothing to close."""
+
+    _dismissed = False
+
+    def dismiss(self, result: _T | None = None) -> AwaitComplete:
+        """Close with a result."""
+        if self._dismissed:
+            return AwaitComplete()
+        self._dismissed = True
+        return super().dismiss(result)
+
+
+class Page(_Modal[None]):
     """Lines of text in a box. Escape, q or enter close it."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -110,7 +126,7 @@ class _WasteList(RowList):
         self.renew()
 
 
-class Waste(ModalScreen[PathWaste | None]):
+class Waste(_Modal[PathWaste | None]):
     """The list of wasted bytes; returns the one to go to."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -148,7 +164,7 @@ class Waste(ModalScreen[PathWaste | None]):
             self.dismiss(self._report.paths[self._list.cursor])
 
 
-class Prompt(ModalScreen[tuple[str, bool] | None]):
+class Prompt(_Modal[tuple[str, bool] | None]):
     """One line of input; returns it and whether it is a regular expression."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -191,7 +207,7 @@ class Prompt(ModalScreen[tuple[str, bool] | None]):
         self.dismiss((event.value, bool(self._is_regex)))
 
 
-class Choice(ModalScreen[str | None]):
+class Choice(_Modal[str | None]):
     """A question with one key for each answer; returns the word of the answer."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -211,7 +227,7 @@ class Choice(ModalScreen[str | None]):
         yield Footer(compact=True, show_command_palette=False)
 
 
-class Busy(ModalScreen[None]):
+class Busy(_Modal[None]):
     """Something is going on; escape gives it up."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
