@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import select
+import signal
+import struct
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 from support.fuseplace import Place
+
+from unionfs.fuse.readahead import ReadAhead
+from unionfs.union import Engine
 
 pytestmark = pytest.mark.fuse
 
@@ -133,6 +141,13 @@ _CHANGES = {
     "truncate": "os.truncate(path, 100); new = old[:100]",
     "cut and grow": "os.truncate(path, 10); os.truncate(path, 9000); new = old[:10] + bytes(8990)",
     "empty": "os.close(os.open(path, os.O_WRONLY | os.O_TRUNC)); new = b''",
+    "cut and append": """
+os.truncate(path, 100)
+fd = os.open(path, os.O_WRONLY | os.O_APPEND)
+open("go", "w").close()
+while not os.path.exists("sent"): time.sleep(.001)
+os.write(fd, b"NEW")
+new = old[:100] + b"NEW" """,
     "direct": """
 page = mmap.mmap(-1, 4096)
 page[:] = b"D" * 4096
@@ -148,8 +163,10 @@ open(path + "~", "w").write("other"); os.rename(path + "~", path); new = b"other
 os.copy_file_range(os.open("mnt/f", os.O_RDONLY), os.open(path, os.O_RDWR), 5)
 new = b"lower" + old[5:]""",
 }
+#: A truncation waits for what is under way, which waits for `go`: its answer sets the size.
+_CUTS = ("truncate", "cut and grow", "empty", "cut and append")
 _CHANGE = """
-import mmap, os, sys, time
+import mmap, os, sys, threading, time
 names = os.listdir("mnt/t")
 for name in names[:2]:
     open("mnt/t/" + name, "rb").read()
@@ -159,6 +176,9 @@ while not os.path.exists("sending"):
 ino = int(open("sending").read())
 (path,) = [f"mnt/t/{{n}}" for n in names if os.stat(f"mnt/t/{{n}}").st_ino == ino]
 old = open(path.replace("mnt", "base"), "rb").read()
+timer = threading.Timer({delay}, lambda: open("go", "w").close())
+timer.daemon = True
+timer.start()
 {change}
 open("go", "w").close()
 while not os.path.exists("sent"):
@@ -177,14 +197,15 @@ def _ready(user: Place) -> None:
     user.sh("""mkdir base/t; for f in $(seq 20); do head -c 9000 /dev/urandom > base/t/f$f; done""")
 
 
-@pytest.mark.parametrize("change", _CHANGES.values(), ids=_CHANGES.keys())
+@pytest.mark.parametrize("change", _CHANGES)
 def test_what_was_read_for_sending_is_not_sent_after_a_change(user: Place, change: str) -> None:
     _ready(user)
     _patch(user, _SLOW)
     user.mount(rw="rw", options=["lane"])
-    user.py(_CHANGE.format(change=change))
+    delay = 0.3 if change in _CUTS else 20
+    user.py(_CHANGE.format(change=_CHANGES[change], delay=delay))
     assert _appears(user, "sent") in ("stopped", "stored")
-    if change != _CHANGES["replace"]:
+    if change != "replace":
         assert _appears(user, "sent") == "stopped"
     user.umount()
 
@@ -194,7 +215,7 @@ def test_a_page_changed_through_a_mapping_survives_what_was_under_way(user: Plac
     _ready(user)
     _patch(user, _SLOW + _LOCKED)
     user.mount(rw="rw", options=["lane"])
-    user.py(_CHANGE.format(change=_CHANGES["mapping"]))
+    user.py(_CHANGE.format(change=_CHANGES["mapping"], delay=20))
     assert _appears(user, "sent") == "stopped"
     user.umount()
     changed = [path for path in (user.path / "rw/t").iterdir() if not path.name.startswith(".")]
@@ -272,3 +293,81 @@ for number, name in enumerate(names):
     assert data == ("new " + name, "third", f"old {name[1:]}\\n")[number % 3], (name, data)
 """)
     user.umount()
+
+
+#: The end of the mount's service says when it begins to wait for the sender.
+_CLOSING = """
+close = readahead.ReadAhead.close
+def closing(self):
+    tell("closing", "")
+    close(self)
+readahead.ReadAhead.close = closing
+"""
+
+
+def test_requests_are_answered_until_the_last_file_is_sent(user: Place) -> None:
+    """The sender may be waiting for the lock of a page that a READ has: nobody ends before."""
+    _ready(user)
+    _patch(user, _SLOW + _CLOSING)
+    pid = user.mount(rw="rw", options=["lane"])["pid"]
+    reader = """
+import os, time
+names = os.listdir("mnt/t")
+for name in names[:2]:
+    open("mnt/t/" + name, "rb").read()
+deadline = time.monotonic() + 30
+while not os.path.exists("sending"):
+    assert time.monotonic() < deadline
+last = open("mnt/t/" + names[-1], "rb")
+open("ready", "w").close()
+while not os.path.exists("closing"):
+    assert time.monotonic() < deadline
+assert last.read() == open("base/t/" + names[-1], "rb").read()
+open("go", "w").close()
+"""
+    with user.start(*user.python, "-c", reader) as child:
+        _appears(user, "ready")
+        daemon = os.pidfd_open(pid)
+        try:
+            user.run("kill", str(pid))
+            assert select.select([daemon], [], [], 30)[0], "the daemon waits for ever"
+        finally:
+            signal.pidfd_send_signal(daemon, signal.SIGKILL)
+            os.close(daemon)
+        assert child.wait(30) == 0
+
+
+def test_a_file_that_was_changed_and_forgotten_meanwhile_is_not_sent(tmp_path: Path) -> None:
+    """It may be known again under its number, with its new contents."""
+    (tmp_path / "base").mkdir()
+    (tmp_path / "rw").mkdir()
+    for number in range(6):
+        (tmp_path / f"base/f{number}").write_text("old")
+    received = os.memfd_create("device")
+    with Engine.start([os.fsencode(tmp_path / "base")], os.fsencode(tmp_path / "rw")) as engine:
+        files = [engine.lookup(1, name).ino for name in engine.names(1)]
+        ahead = ReadAhead(received, engine, threading.Lock(), on=True)
+        opening = engine.open_layer_files
+        done = threading.Event()
+
+        def changed_meanwhile(inos: Iterable[int]) -> list[tuple[int, int]]:
+            opened = opening(inos)
+            ahead.hold(files[3])
+            ahead.forget(files[3])
+            done.set()
+            return opened
+
+        engine.open_layer_files = changed_meanwhile  # type: ignore[method-assign]  # a race made sure
+        ahead.listed(1, files, anew=True)
+        ahead.asked(1, files[0])
+        ahead.asked(1, files[1])
+        assert done.wait(30)
+        deadline = time.monotonic() + 30
+        while ahead.busy and time.monotonic() < deadline:
+            time.sleep(0.001)
+        ahead.close()
+    data = os.pread(received, 10000, 0)
+    os.close(received)
+    size = 16 + 24 + len("old")
+    sent = [struct.unpack_from("=Q", data, at + 16)[0] for at in range(0, len(data), size)]
+    assert sent == [files[2], *files[4:]]

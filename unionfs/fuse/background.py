@@ -37,6 +37,8 @@ class Background(Generic[Job]):
 
     def wake(self) -> None:
         """Have it look for a job; needs the lock."""
+        if self._ended:
+            return
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
             self._thread.start()

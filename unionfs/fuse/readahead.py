@@ -11,7 +11,9 @@ answered. A file that was held or sent is never sent again while the kernel know
 that is on its way is stopped by taking away the memory it is sent from: the kernel
 locks a page first and only then looks at the bytes for it (`fuse_notify_store` in
 fs/fuse/dev.c), so that no page can be filled after `hold` has returned, except one whose lock
-the sender already has, which nobody else can have changed.
+the sender already has, which nobody else can have changed. Before it comes to the pages the
+kernel makes a file as long as what is sent: the answer to a truncation, which sets the size, is
+not given before the sending has ended (`wait`).
 In a ro mount nothing changes, and nothing is held.
 """
 
@@ -67,6 +69,8 @@ class ReadAhead:
         #: The sender's own lock.
         self._mine = self._sender.lock
         self._held: set[int] = set()
+        #: Files that may have been opened for sending.
+        self._batch: frozenset[int] = frozenset()
         self._sending = 0
         self._stopped = False
         self._room = mmap.mmap(-1, _LARGEST + mmap.PAGESIZE)
@@ -80,7 +84,7 @@ class ReadAhead:
         return self._sender.busy
 
     def close(self) -> None:
-        """Stop sending; the device must still be open."""
+        """Stop sending. Until then READ must be answered: the sender may wait for a page's lock."""
         self._sender.close()
         self._view.release()
         self._room.close()
@@ -103,26 +107,37 @@ class ReadAhead:
             self._guess.asked(directory, file)
             self._sender.wake()
 
-    def hold(self, file: int) -> None:
-        """Send a file no more, and not the rest of it if it is on its way."""
+    def hold(self, file: int) -> bool:
+        """Send a file no more, and not the rest of it; tell whether it is still on its way."""
         if not self._writable:
-            return
+            return False
         with self._mine:
             self._held.add(file)
-            if self._sending == file and not self._stopped:
-                self._stopped = True
+            if self._sending != file:
+                return False
+            if not self._stopped:
                 _sys.deny_memory(self._room)
+                self._stopped = True
+            return True
+
+    def wait(self, file: int) -> None:
+        """Wait until a file is on its way no longer: for as long as READs take, so in a worker."""
+        with self._mine:
+            while self._sending == file:
+                self._mine.wait()
 
     def forget(self, ino: int) -> None:
         """Drop what is known of a file or directory that the kernel knows no longer."""
         with self._mine:
-            self._held.discard(ino)
+            if ino not in self._batch:  # else what was read of it might be sent to it as it is next
+                self._held.discard(ino)
             self._guess.forget(ino)
 
     # -- the thread --------------------------------------------------------------------
 
     def _take(self) -> list[int] | None:
         files = self._guess.take(_BATCH)
+        self._batch = frozenset(files)
         return [file for file in files if file not in self._held] if files else None
 
     def _send_all(self, files: list[int]) -> bool:
@@ -154,6 +169,7 @@ class ReadAhead:
         finally:
             with self._mine:
                 self._sending = 0
+                self._mine.notify_all()
                 if self._stopped:
                     _sys.allow_memory(self._room)
                     self._stopped = False
