@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from array import array
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -128,3 +131,35 @@ def test_a_file_is_sent_once_per_listing_and_never_before_it_is_listed(
         sent += _taken(mind)
         assert len(sent) == len(set(sent))
         assert set(sent) <= known
+
+
+class _Counting(array):  # type: ignore[type-arg]  # not generic at run time
+    """Counts the numbers that are looked at."""
+
+    looked = 0
+
+    def index(self, value: int, start: int = 0, stop: int = sys.maxsize) -> int:
+        end = min(stop, len(self))
+        try:
+            end = super().index(value, start, stop)
+        finally:
+            _Counting.looked += max(end - start, 0)
+        return end
+
+
+def test_reading_a_big_directory_in_no_order_costs_no_search_for_each_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(guess, "array", _Counting)
+    monkeypatch.setattr(_Counting, "looked", 0)
+    mind = Guess()
+    count = 50_000
+    mind.listed(1, range(count), anew=True)
+    for number in range(2000):
+        mind.asked(1, number * 7919 % count)
+    assert _Counting.looked < 2_000_000, "50 million without a limit"
+    assert not _taken(mind)
+    mind.listed(1, range(count), anew=True)
+    mind.asked(1, 30_000)
+    mind.asked(1, 30_001)
+    assert _taken(mind)[0] == 30_002
