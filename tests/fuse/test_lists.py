@@ -212,6 +212,24 @@ def test_what_was_made_before_a_change_is_made_again(union: _Union, change: str)
     assert union.lists.foreseen == before or union.list(directory) == expected
 
 
+@pytest.mark.parametrize("union", [True], indirect=True, ids=["rw"])
+def test_what_was_made_before_others_are_told_to_ask_again_is_made_again(union: _Union) -> None:
+    engine, name = union.engine, b"f0"
+    for directory in union.dirs:
+        handle = engine.open(engine.lookup(directory, name).ino, os.O_RDWR)
+        engine.write(handle, 0, b"our own")
+    # The rw branch's come first.
+    union.route = [1, *(engine.lookup(1, inner).ino for inner in engine.names(1))]
+    directory = union.route[3]
+    ino = engine.lookup(directory, name).ino
+    union.start_walk()
+    with union.context.lock:
+        path = union.engine.getxattr(ino, "user.unionfs.path")
+        Path(os.fsdecode(path)).write_text("changed behind the mount's back")
+        union.engine.known()
+    assert union.list(directory)[name] == len("changed behind the mount's back")
+
+
 def test_a_listing_that_fails_in_advance_fails_when_it_is_asked_for(union: _Union) -> None:
     union.start_walk()
     with union.context.lock:

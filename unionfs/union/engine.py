@@ -361,13 +361,22 @@ class Engine(Closing):
     # -- undoing -------------------------------------------------------------------
 
     def restore(
-        self, undo: Undo, path: bytes, *, blind: bool = False, only_plan: bool = False
+        self,
+        undo: Undo,
+        path: bytes,
+        *,
+        blind: bool = False,
+        only_plan: bool = False,
+        stake: str | None = None,
     ) -> Restored:
         """Take back what the rw branch did at a path of the image (see `unionfs.union.restore`).
 
-        `blind`: the layers are not those of the branch. Raises `UnionfsError` and OSError.
+        `blind`: the layers are not those of the branch; `stake`: of the plan that somebody agreed
+        to. Raises `UnionfsError` and OSError.
         """
-        return self._writable().restore.run(undo, path, blind=blind, only_plan=only_plan)
+        return self._writable().restore.run(
+            undo, path, blind=blind, only_plan=only_plan, stake=stake
+        )
 
     # -- for those who watch ---------------------------------------------------------
 
@@ -384,7 +393,11 @@ class Engine(Closing):
         return self._handles.inode(fh)
 
     def known(self, path: bytes = b"") -> tuple[list[tuple[int, bytes]], list[int]]:
-        """Return the (directory, name) pairs and inodes that others may know from a path on."""
+        """Return the (directory, name) pairs and inodes that others may know from a path on.
+
+        Who asks for them is about to have them asked for anew, so it counts as a change.
+        """
+        self.changes += 1
         return introspect.known(self._tree, path)
 
     # -- copy-up in steps ------------------------------------------------------------
