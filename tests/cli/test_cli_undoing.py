@@ -11,6 +11,7 @@ import pytest
 from support.commands import Run
 from support.engine_fs import disk_state, fingerprint
 
+from unionfs.cli import undoing
 from unionfs.union import Caller, Engine
 
 ROOT = Caller(0, 0)
@@ -84,6 +85,22 @@ def test_reset_asks_for_a_yes(run: Run, layers: tuple[Path, Path], tmp_path: Pat
     assert disk_state(rw) == {}
     assert "nothing to take back" in run("reset", *below).err
     del tmp_path
+
+
+def test_what_comes_while_somebody_is_asked_is_not_lost(
+    run: Run, layers: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, rw = layers
+    late = rw / "etc" / "late"
+    monkeypatch.setattr(undoing, "_confirm", lambda _: late.write_text("not in the list"))
+    done = run("reset", "--layer", base, "--rw", rw)
+    assert done.status == 1
+    assert "/etc/late" not in done.err
+    assert "has changed meanwhile, so nothing was done" in done.err
+    assert late.read_text() == "not in the list"
+    monkeypatch.setattr(undoing, "_confirm", lambda _: None)
+    assert run("reset", "--layer", base, "--rw", rw).status == 0
+    assert disk_state(rw) == {}
 
 
 def test_revert_asks_where_new_things_would_be_lost(run: Run, layers: tuple[Path, Path]) -> None:

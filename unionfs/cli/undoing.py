@@ -87,11 +87,12 @@ def undo(
             _print(planned, to_stderr=not dry_run)
         if not dry_run:
             _confirm(place)
-    done = (
-        planned if dry_run or not (planned["actions"] or planned["hidden"]) else _run(place, verb)
-    )
+    done = planned
+    if not dry_run and (planned["actions"] or planned["hidden"]):
+        done = _run(place, verb, stake=None if yes else planned.get("stake"))
     document = {**done, "done": not dry_run}
-    del document["hidden"]
+    document.pop("hidden")
+    document.pop("stake", None)  # a mount that runs since an older version tells none
     if as_json:
         output.write_json(document)
     elif not dry_run:
@@ -190,16 +191,18 @@ def _unmounted(verb: Undo, rw: bytes, layers: tuple[bytes, ...] | None, path: by
 # -- doing ---------------------------------------------------------------------------
 
 
-def _run(place: _Place, verb: Undo, *, only_plan: bool = False) -> dict[str, Any]:
+def _run(
+    place: _Place, verb: Undo, *, only_plan: bool = False, stake: str | None = None
+) -> dict[str, Any]:
     if place.mount is not None:
         from unionfs.control.protocol import Request  # noqa: PLC0415  # help stays fast
 
         with client_of(place.mount) as client:
             answer: dict[str, Any] = client.ask(
-                Request(verb.value, path=os.fsdecode(place.path), only_plan=only_plan)
+                Request(verb.value, path=os.fsdecode(place.path), only_plan=only_plan, stake=stake)
             )
             return answer
-    return _plan_offline(place, verb) if only_plan else _run_offline(place, verb)
+    return _plan_offline(place, verb) if only_plan else _run_offline(place, verb, stake)
 
 
 def _plan_offline(place: _Place, verb: Undo) -> dict[str, Any]:
@@ -218,19 +221,19 @@ def _plan_offline(place: _Place, verb: Undo) -> dict[str, Any]:
         stack.enter_context(branch)
         check_journal(branch)
         lowers = [stack.enter_context(open_layer(path)) for path in place.layers or ()]
-        return plan_restore(branch, lowers, verb, place.path).document()
+        return plan_restore(branch, lowers, verb, place.path).document(verb)
 
 
-def _run_offline(place: _Place, verb: Undo) -> dict[str, Any]:
+def _run_offline(place: _Place, verb: Undo, stake: str | None) -> dict[str, Any]:
     from unionfs.fuse.daemon import LEGACY_ROOT_MODE  # noqa: PLC0415  # help stays fast
     from unionfs.union import Engine, EngineOptions  # noqa: PLC0415  # help stays fast
 
     _many_files()
     options = EngineOptions(root_mode_fallback=LEGACY_ROOT_MODE)
     with _some_layers(place) as layers, Engine.start(layers, place.rw, options=options) as engine:
-        done = engine.restore(verb, place.path, blind=place.layers is None)
+        done = engine.restore(verb, place.path, blind=place.layers is None, stake=stake)
         done.discard()
-        return done.plan.document()
+        return done.plan.document(verb)
 
 
 def _many_files() -> None:

@@ -30,14 +30,16 @@ class Request(msgspec.Struct, omit_defaults=True):
     """What a client asks. `do` names the request, the other fields are for some of them.
 
     `path` is one inside the image (explain, invalidate, undelete, revert, reset) or the
-    beginning of those to trace; `only_plan` says what undoing would do; `level` is one of
-    logging's; `on`, `pid` and `op` are for tracing.
+    beginning of those to trace; `only_plan` says what undoing would do, and `stake` is what that
+    answered, to be refused if more would be lost by now; `level` is one of logging's; `on`, `pid`
+    and `op` are for tracing.
     """
 
     do: str
     v: int = VERSION
     path: str | None = None
     only_plan: bool = False
+    stake: str | None = None
     level: str | None = None
     pid: int | None = None
     op: str | None = None

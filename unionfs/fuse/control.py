@@ -209,13 +209,14 @@ class Control:
 
     async def _undo(self, request: Request) -> Any:
         async with self._undoing:
+            undo = Undo(request.do)
             done = self._engine.restore(
-                Undo(request.do), _path(request), only_plan=request.only_plan
+                undo, _path(request), only_plan=request.only_plan, stake=request.stake
             )
             if not request.only_plan:
                 await self._tell(done.entries, done.inodes)
                 await trio.to_thread.run_sync(done.discard)
-        return done.plan.document()
+        return done.plan.document(undo)
 
     async def _tell(self, entries: list[tuple[int, bytes]], inodes: list[int]) -> None:
         notifier = self._notifier

@@ -20,6 +20,7 @@ import attrs
 
 from unionfs.branch import Branch, Stack, Writer, whiteout
 from unionfs.branch.branch import proc_path
+from unionfs.errors import ConflictError, show
 from unionfs.union.journal import Journal, Op, Place, Step
 from unionfs.union.names import Names
 from unionfs.union.node import UPPER
@@ -96,15 +97,27 @@ class Restore:
         self._names = names
 
     def run(
-        self, undo: Undo, path: bytes, *, blind: bool = False, only_plan: bool = False
+        self,
+        undo: Undo,
+        path: bytes,
+        *,
+        blind: bool = False,
+        only_plan: bool = False,
+        stake: str | None = None,
     ) -> Restored:
         """Take back what `undo` says at a path; `blind`: the layers are not the branch's own.
 
-        Raises as `plan_restore`, and OSError.
+        `stake` is that of the plan which somebody agreed to. Raises as `plan_restore`,
+        ConflictError when something else would be lost by now, and OSError.
         """
         tree = self._tree
         lowers = [] if blind else tree.branches[UPPER + 1 :]
         plan = plan_restore(self._writer.branch, lowers, undo, path)
+        if stake is not None and stake != plan.stake(undo):
+            raise ConflictError(
+                f"what would be lost at {show(path)} has changed meanwhile, so nothing was done;"
+                " look at it again (--dry-run)"
+            )
         done = Restored(plan, work=self._work)
         if plan.empty or only_plan:
             return done

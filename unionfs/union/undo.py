@@ -10,6 +10,7 @@ Invariant: a plan is a value: whoever holds one may look at it, nothing happens 
 from __future__ import annotations
 
 import enum
+import hashlib
 from collections import Counter
 from typing import Any
 
@@ -96,9 +97,25 @@ class Plan:
         """Whether there is nothing to do, not even behind the scenes."""
         return not (self.removed or self.unhidden or self.built or self.opened or self.dressed)
 
-    def document(self) -> dict[str, Any]:
-        """Return the JSON form; `hidden` tells that there is something to do behind the scenes."""
+    def stake(self, undo: Undo) -> str:
+        """Return a digest of the paths that a person must have agreed to lose.
+
+        Those that `undo` does not name by itself: reverting loses changes, that is what it is for.
+        """
+        verbs = {"remove", "revert"} if undo is Undo.RESET else {"remove"}
+        digest = hashlib.sha256()
+        for action in self.actions:
+            if action.verb in verbs:
+                digest.update(action.path + b"\0")
+        return digest.hexdigest()
+
+    def document(self, undo: Undo) -> dict[str, Any]:
+        """Return the JSON form, with what the commands take out again before they print it.
+
+        `hidden` tells that there is something to do behind the scenes; `stake` as the method.
+        """
         return {
+            "stake": self.stake(undo),
             "hidden": not self.empty,
             "actions": [
                 {
