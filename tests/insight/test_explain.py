@@ -402,3 +402,21 @@ def calls_of(
         for path in paths:
             explain(where, path)
     return counts
+
+
+def test_all_that_hides_a_path_is_named(layers: MakeLayers, tmp_path: Path) -> None:
+    del layers
+    branches = [tmp_path / str(number) for number in range(9)]
+    for branch in branches:
+        (branch / "d").mkdir(parents=True)
+    (branches[0] / "d" / "f").write_text("f")
+    (branches[1] / "d" / ".wh.f").touch()
+    (branches[8] / "d" / ".wh..wh..opq").touch()
+    where = of_directories([bytes(branch) for branch in reversed(branches)])
+    answer = explain(where, b"/d/f")
+    assert "opq" in answer.words
+    assert answer.advice[1].startswith("that alone would not show it: it is also hidden by")
+    assert "/d/.wh.f" in answer.advice[1]
+    above = explain(where, b"/d").advice
+    assert len(above) == 1
+    assert above[0].startswith("layer 8, layer 7, layer 6 and 5 more: hidden by")

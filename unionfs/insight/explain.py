@@ -28,6 +28,8 @@ __all__ = ["explain"]
 
 #: The longest name that AUFS reaches: 255 minus room for its temporary names.
 _AUFS_MAX: Final = 242
+#: Of many branches or markers only so many are named.
+_FEW: Final = 3
 
 
 def explain(where: Where, path: bytes) -> Explanation:
@@ -166,7 +168,7 @@ def _visible(
     hidden = [item for item in facts if item.role is Role.HIDDEN]
     if hidden and closed is not None:
         barrier = closed[1]
-        titles = ", ".join(item.branch.title for item in hidden)
+        titles = _few([item.branch.title for item in hidden])
         if barrier.kind is Barring.ENTRY:
             undo = _undo("revert", where, named, b"/" + own)
             advice.append(f"it covers the one of {titles}; without it that would show{undo}")
@@ -201,6 +203,9 @@ def _hidden(where: Where, found: Explanation, closed: tuple[int, Barrier]) -> Ex
     named = where.branches[position]
     first = next(item for item in found.branches if item.role is Role.HIDDEN)
     advice = _bring_back(where, named, barrier, first.branch, found.path)
+    more = _more_barriers(found, first)
+    if more:
+        advice.insert(1, f"that alone would not show it: it is also hidden by {_few(more)}")
     if found.see is not None:
         advice.append(f"the link leads to {show(found.see)}; ask for that path")
     return attrs.evolve(
@@ -211,6 +216,23 @@ def _hidden(where: Where, found: Explanation, closed: tuple[int, Barrier]) -> Ex
         barrier=barrier,
         advice=tuple(advice),
     )
+
+
+def _few(words: Sequence[str]) -> str:
+    """Join words; of many only the first, and how many there are."""
+    if len(words) <= _FEW + 1:
+        return ", ".join(words)
+    return f"{', '.join(words[:_FEW])} and {len(words) - _FEW} more"
+
+
+def _more_barriers(found: Explanation, source: BranchFacts) -> list[str]:
+    """Return all that hides the entry of `source`, but the first, which is the verdict's cause."""
+    causes: list[str] = []
+    for item in found.branches:
+        if item is source:
+            break
+        causes += [_cause(barrier, item.branch) for barrier in item.barriers]
+    return causes[1:]
 
 
 def _undo(verb: str, where: Where, named: NamedBranch, path: bytes) -> str:
