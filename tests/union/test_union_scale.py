@@ -11,7 +11,7 @@ import pytest
 from support.engine_fs import EngineFs, build
 from support.union_case import UnionMaker, start
 
-from unionfs.union import EngineOptions
+from unionfs.union import EngineOptions, SetAttr
 
 _READING = ("stat", "open", "scandir", "getxattr", "listxattr", "readlink", "fstat")
 
@@ -115,3 +115,20 @@ def test_deleting_a_big_directory_leaves_one_whiteout(make_union: UnionMaker) ->
     union.fs.rmtree("big")
     assert union.engine.stats.copy_ups == 1
     assert union.close() == {".wh.big": ""}
+
+
+def test_entries_of_two_branches_in_turn_are_found_with_few_open_directories(
+    tmp_path: Path,
+) -> None:
+    """The directory's fd may leave the cache for those of its subdirectories."""
+    layer, rw = tmp_path / "layer", tmp_path / "rw"
+    build(layer, {f"sub/f{number}": "x" * number for number in range(3)})
+    build(layer, {f"sub/d{number}/f2": "another" for number in range(40)})
+    rw.mkdir()
+    with start([layer], rw, EngineOptions(dir_fds=16)) as engine:
+        sub = engine.lookup(engine.root, b"sub").ino
+        dirs = [b"d%d" % number for number in range(40)]
+        for name in dirs:
+            engine.setattr(engine.lookup(sub, name).ino, SetAttr(mode=0o700))
+        found = engine.lookup_all(sub, [b"f1", *dirs, b"f2"])
+        assert [attr and attr.size for attr in (found[0], found[-1])] == [1, 2]

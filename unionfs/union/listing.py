@@ -50,6 +50,8 @@ def attributes(tree: Tree, directory: DirNode, names: Sequence[bytes]) -> list[A
             if node is None:
                 found.append(None)
                 continue
+            if node.status is None:
+                position = -1  # as may looking at a directory of the rw branch
             found.append(tree.attr(node))
         except FileNotFoundError:
             found.append(None)
