@@ -49,6 +49,8 @@ _FSTYPE: Final = "fuse.unionfs"
 _PATIENCE: Final = 60.0
 #: Seconds between looks at the mount table.
 _PAUSE: Final = 0.02
+#: Seconds that a mount may be busy without anybody who has it open.
+_GLANCE: Final = 2.0
 _MAX_USERS: Final = 8
 _LOG_SECONDS: Final = 7 * 24 * 3600
 
@@ -273,22 +275,38 @@ def _pid(mount: LiveMount) -> int:
 
 def _unmount_live(mount: LiveMount, path: bytes, *, lazy: bool) -> None:
     record = mount.record
-    try:
-        if record is not None and record.backend != "fuse":
-            from unionfs.kernel import session  # noqa: PLC0415  # only for kernel mounts
+    if record is not None and record.backend != "fuse":
+        from unionfs.kernel import session  # noqa: PLC0415  # only for kernel mounts
 
-            if lazy and mount.state is State.LIVE and _told_to_detach(record, path):
-                return
+        if lazy and mount.state is State.LIVE and _told_to_detach(record, path):
+            return
+        try:
             session.before_unmount(record)
-        device.unmount(path, lazy=lazy)
-    except BusyError as exc:
-        users = list(_users(path, _pid(mount)))
-        if not users:
-            raise
-        shown = ", ".join(users[:_MAX_USERS]) + (", ..." if len(users) > _MAX_USERS else "")
-        raise BusyError(
-            f"{show(path)} is in use by {shown}; stop them or unmount with --lazy"
-        ) from exc
+        except BusyError as exc:
+            raise _naming_users(exc, path, _pid(mount)) from exc
+    end = time.monotonic() + _GLANCE
+    while True:
+        try:
+            device.unmount(path, lazy=lazy)
+        except BusyError as exc:
+            named = _naming_users(exc, path, _pid(mount))
+            if named is not exc:
+                raise named from exc
+            # Nobody has it open: somebody has only looked at it, or is about to be gone.
+            if time.monotonic() >= end:
+                raise
+            time.sleep(_PAUSE)
+        else:
+            return
+
+
+def _naming_users(busy: BusyError, path: bytes, daemon: int) -> BusyError:
+    """Return an error that says who uses a mount, or the same when nobody is found."""
+    users = list(_users(path, daemon))
+    if not users:
+        return busy
+    shown = ", ".join(users[:_MAX_USERS]) + (", ..." if len(users) > _MAX_USERS else "")
+    return BusyError(f"{show(path)} is in use by {shown}; stop them or unmount with --lazy")
 
 
 def _told_to_detach(record: MountRecord, path: bytes) -> bool:

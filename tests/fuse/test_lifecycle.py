@@ -157,6 +157,31 @@ def test_ephemeral_branch_is_thrown_away(place: Place) -> None:
     assert tree_of(place.path / ".store") == ["ephemeral/"]
 
 
+def test_a_use_that_nobody_can_name_is_waited_for(user: Place) -> None:
+    """A descriptor under way in a socket is in no process, as one that is being closed."""
+    user.mount(rw="rw")
+    holder = user.start(
+        *user.python,
+        "-c",
+        """
+import os, socket, time
+ends = socket.socketpair()
+fd = os.open("mnt/f", os.O_RDONLY)
+socket.send_fds(ends[0], [b"x"], [fd])
+os.close(fd)
+print("held", flush=True)
+time.sleep(0.7)
+""",
+        stdout=subprocess.PIPE,
+    )
+    with holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        user.umount()
+        assert holder.wait(60) == 0
+    assert user.mount_table() == []
+
+
 def test_busy_mount_names_its_users(place: Place) -> None:
     pid = place.mount(rw="rw")["pid"]
     sleeper = (
