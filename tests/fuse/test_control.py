@@ -369,3 +369,25 @@ def test_a_long_path_of_the_runtime_directory(root: Place) -> None:
     assert "process" in unionfs(root, "control", "mnt", "ping").stdout
     root.umount()
     assert list(Path(deep, "unionfs").iterdir()) == []
+
+
+def test_a_full_disk_is_named_and_nothing_else(root: Place) -> None:
+    """The intent of a long operation is not what a person is told; nothing is half done."""
+    root.sh(
+        "mkdir base/many rw; for n in 1 2 3 4 5 6 7 8 9; do echo $n > base/many/$n; done;"
+        " mount -t tmpfs -o size=400k,nr_inodes=100 none rw"
+    )
+    try:
+        mounted(root, "nolane")
+        root.sh("rm -r mnt/many; mkdir mnt/many; echo keep > mnt/many/keep")
+        root.sh(
+            "dd if=/dev/zero of=rw/fill bs=1k 2>&1 || :; i=0;"
+            " while mkdir rw/i$i; do i=$((i+1)); done 2>/dev/null; :"
+        )
+        error = unionfs(root, "undelete", "mnt", "/many/7", status=1).stderr
+        assert error == "unionfs: journal: No space left on device\n"
+        root.sh("rm -r rw/fill rw/i*")
+        unionfs(root, "undelete", "mnt", "/many/7")
+        assert root.sh("ls mnt/many") == "7\nkeep\n"
+    finally:
+        root.sh("umount mnt; umount -l rw", check=False)

@@ -23,7 +23,7 @@ from typing import Any, Final
 import trio
 
 from unionfs.control.protocol import MAX_REQUEST, VERSION, Request, decode, encode
-from unionfs.errors import UnionfsError, UnsupportedError, UsageError
+from unionfs.errors import UnionfsError, UnsupportedError, UsageError, show
 from unionfs.fuse.meter import BUCKETS, bucket_bound
 from unionfs.fuse.notify import Notifier
 from unionfs.fuse.registry import MountRecord
@@ -278,8 +278,12 @@ def _may_ask(link: Any) -> bool:
 
 
 def _error(exc: Exception) -> dict[str, Any]:
-    kind = type(exc).__name__ if isinstance(exc, UnionfsError) else "OSError"
-    return {"error": {"kind": kind, "message": str(exc)}}
+    kind, message = type(exc).__name__, str(exc)
+    if isinstance(exc, OSError):
+        kind, names = "OSError", (exc.filename, exc.filename2)
+        words = [show(name) for name in names if isinstance(name, str | bytes)]
+        message = ": ".join([*words, exc.strerror or message])
+    return {"error": {"kind": kind, "message": message}}
 
 
 def _remove(path: bytes) -> None:

@@ -141,7 +141,10 @@ class Journal:
 
     def _write(self, intent: bytes) -> None:
         if len(intent) <= _MAX_TARGET:
-            os.symlink(intent, JOURNAL, dir_fd=self._work.fd)
+            try:
+                os.symlink(intent, JOURNAL, dir_fd=self._work.fd)
+            except OSError as exc:  # which would show all of the intent to whoever is told
+                raise OSError(exc.errno, exc.strerror, JOURNAL) from None
             return
         name = self._work.new_name()
         fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=self._work.fd)
