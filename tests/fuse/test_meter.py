@@ -250,3 +250,19 @@ def test_changes_are_traced_with_their_branch(root: Place, adapter: str, tracing
     assert seen["rename"]["path"] == "/f"
     assert seen["unlink"]["whiteouts"] == ["rw:/.wh.p"]
     assert seen["link"]["path"] == "/r"
+
+
+def test_watching_into_a_pipe(user: Place) -> None:
+    """Who reads sees every look, and the command ends with its reader."""
+    user.mount()
+    user.sh("cat mnt/f")
+    words = ["timeout", "60", *user.python, "-m", "unionfs", "stats", "mnt", "--watch"]
+    with user.start(*words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as watcher:
+        assert watcher.stdout is not None
+        looks = 0
+        while looks < 3:
+            line = watcher.stdout.readline()
+            assert line
+            looks += "PER SECOND" in line
+        watcher.stdout.close()
+        assert watcher.wait(30) != 0

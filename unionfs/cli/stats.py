@@ -9,6 +9,7 @@ JSON: an object of `target`, `backend`, `lane`, `since` (seconds since 1970), `s
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
@@ -139,7 +140,13 @@ def _watch(client: Any, first: dict[str, Any], interval: float) -> None:
     from unionfs.control.protocol import Request  # noqa: PLC0415  # help stays fast
 
     found, before = first, first
-    with Live(_picture(found, before), console=Console(), auto_refresh=False) as live:
+    console = Console()
+    while not console.is_terminal:  # one picture below the other, until nobody reads
+        console.print(_picture(found, before))
+        sys.stdout.flush()
+        time.sleep(interval)
+        before, found = found, client.ask(Request("stats"))
+    with Live(_picture(found, before), console=console, auto_refresh=False) as live:
         while True:
             time.sleep(interval)
             before, found = found, client.ask(Request("stats"))
