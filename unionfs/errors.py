@@ -120,6 +120,8 @@ def show(name: bytes | str | os.PathLike[str]) -> str:
             parts.append("\\\\")
         elif char.isprintable():
             parts.append(char)
+        elif 0x80 <= code <= 0xFF:  # noqa: PLR2004  # what `\xNN` alone would mean is a byte
+            parts.append("".join(f"\\x{byte:02x}" for byte in char.encode()))
         else:
             parts.append(char.encode("unicode_escape", "surrogatepass").decode("ascii"))
     return "".join(parts)

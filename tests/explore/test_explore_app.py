@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import threading
+import time
 from pathlib import Path
 
 import attrs
@@ -564,6 +565,7 @@ def test_quitting_stops_the_threads(look: Look, monkeypatch: pytest.MonkeyPatch)
         began.set()
         while True:
             seen_one()  # type: ignore[operator]  # a function
+            time.sleep(0.001)
 
     monkeypatch.setattr(module, "report", endless)
 

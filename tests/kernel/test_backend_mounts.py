@@ -235,7 +235,7 @@ def test_auto_takes_fuse_for_what_only_fuse_can_do(place: Place) -> None:
     assert mount["reasons"] == ["aufs, overlay: option coherent needs fuse"]
     assert place.kernel_types() == ["fuse.unionfs"]
     said = place("mounts", "-v").err
-    assert "mnt: fuse, chosen by auto; aufs, overlay: option coherent needs fuse\n" in said
+    assert "mnt: fuse, chosen by auto; aufs, overlay: option coherent needs fuse" in said
 
 
 @pytest.mark.parametrize(
