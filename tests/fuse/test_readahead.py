@@ -350,8 +350,8 @@ def test_a_file_that_was_changed_and_forgotten_meanwhile_is_not_sent(tmp_path: P
         opening = engine.open_layer_files
         done = threading.Event()
 
-        def changed_meanwhile(inos: Iterable[int]) -> list[tuple[int, int]]:
-            opened = opening(inos)
+        def changed_meanwhile(inos: Iterable[int], largest: int) -> list[tuple[int, int]]:
+            opened = opening(inos, largest)
             ahead.hold(files[3])
             ahead.forget(files[3])
             done.set()

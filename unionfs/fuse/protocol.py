@@ -91,6 +91,7 @@ class InitFlag(enum.IntFlag):
     PARALLEL_DIROPS = 1 << 18
     CACHE_SYMLINKS = 1 << 23
     NO_OPENDIR_SUPPORT = 1 << 24
+    HANDLE_KILLPRIV_V2 = 1 << 28
     SETXATTR_EXT = 1 << 29
 
 

@@ -142,7 +142,7 @@ class ReadAhead:
 
     def _send_all(self, files: list[int]) -> bool:
         with self._lock:
-            opened = self._engine.open_layer_files(files)
+            opened = self._engine.open_layer_files(files, _LARGEST)
         going = True
         for file, fd in opened:
             try:

@@ -288,12 +288,12 @@ class Engine(Closing):
         self.changes += bool(flags & os.O_TRUNC)
         return self._handles.open(self._tree.node(ino), flags)
 
-    def open_layer_files(self, inos: Iterable[int]) -> list[tuple[int, int]]:
+    def open_layer_files(self, inos: Iterable[int], largest: int) -> list[tuple[int, int]]:
         """Open those that are regular files of layers; return (inode, fd), the caller's to close.
 
-        What cannot be opened is left out.
+        Left out is what cannot be opened, what is empty, and what has more than `largest` bytes.
         """
-        return listing.open_files(self._tree, inos)
+        return listing.open_files(self._tree, inos, largest)
 
     def read(self, fh: int, offset: int, size: int) -> bytes:
         """Read up to `size` bytes."""

@@ -64,25 +64,31 @@ def attributes(tree: Tree, directory: DirNode, names: Sequence[bytes]) -> list[A
     return found
 
 
-def open_files(tree: Tree, inos: Iterable[int]) -> list[tuple[int, int]]:
+def open_files(tree: Tree, inos: Iterable[int], largest: int) -> list[tuple[int, int]]:
     """Open those that are regular files of layers; return (inode, fd), the caller's to close.
 
-    What cannot be opened is left out.
+    Left out is what cannot be opened, what is empty, and what has more than `largest` bytes.
     """
     found = []
+    flags = _READ | os.O_NOATIME
     place: tuple[DirNode, int] | None = None
     directory = -1
     for ino in inos:
         node = tree.inodes.by_ino.get(ino)
         if node is None or node.fmt != stat.S_IFREG or node.branch == UPPER:
             continue
-        if node.gone or node.parent is None:
+        status = node.status
+        if node.gone or node.parent is None or status is None or not 0 < status.size <= largest:
             continue
         try:
             if place != (node.parent, node.branch):
                 directory = tree.fd(node.parent, node.branch)
                 place = (node.parent, node.branch)
-            fd = os.open(node.name, _READ, dir_fd=directory)
+            try:
+                fd = os.open(node.name, flags, dir_fd=directory)
+            except PermissionError:
+                flags = _READ  # only the owner and root may leave the access time alone
+                fd = os.open(node.name, flags, dir_fd=directory)
         except OSError:
             continue
         found.append((ino, fd))
