@@ -97,11 +97,13 @@ def command(
         output.write_json({**found.document(), "gates": gates})
     else:
         _print(found, everything=everything)
+    is_share = max_wasted is not None and max_wasted[1]
     for gate in gates:
         if not gate["passed"]:
-            output.note(
-                f"unionfs: --{gate['name']} is {gate['limit']:g}, but it is {gate['value']:g}"
+            limit, value = (
+                _amount(gate["name"], gate[key], is_share=is_share) for key in ("limit", "value")
             )
+            output.note(f"unionfs: --{gate['name']} {limit} is not met: it is {value}")
     return 0 if all(gate["passed"] for gate in gates) else 1
 
 
@@ -120,6 +122,12 @@ def _gates(
         gates.append({"name": "min-score", "limit": min_score, "value": found.score})
         gates[-1]["passed"] = found.score >= min_score
     return gates
+
+
+def _amount(gate: str, value: float, *, is_share: bool) -> str:
+    if gate == "min-score":
+        return f"{value:.4g}"
+    return f"{value:.4g}%" if is_share else output.size(round(value))
 
 
 def _print(found: Report, *, everything: bool) -> None:
