@@ -466,3 +466,17 @@ def test_full_disk(user: Place, root: Place) -> None:
     finally:
         user.close()
         root.run("umount", "-l", user.path / "rw")
+
+
+def test_a_refused_change_of_an_attribute_copies_nothing_up(place: Place) -> None:
+    place.mount(rw="rw")
+    place.py("""
+import errno, os
+def code(change, *args):
+    try: change("mnt/f", *args)
+    except OSError as exc: return exc.errno
+assert code(os.removexattr, "user.absent") == errno.ENODATA
+assert code(os.setxattr, "user.unionfs.path", b"forged") == errno.EPERM
+""")
+    place.umount()
+    assert tree_of(place.path / "rw") == []

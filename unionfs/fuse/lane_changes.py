@@ -119,6 +119,8 @@ class Changes:
         rest = bytes(request.body[PAIR.size :])
         name, _, value = rest.partition(b"\0")
         inode, policy = request.nodeid, self._context.policy
+        with self._lock:
+            self._engine.check_xattr(inode, os.fsdecode(name), flags)
 
         def change() -> bytes:
             policy.set_xattr(self._engine, inode, name, value[:size], flags)
@@ -130,6 +132,8 @@ class Changes:
     def removexattr(self, request: Request) -> Outcome:
         """Remove an extended attribute."""
         inode, name, policy = request.nodeid, request.name(), self._context.policy
+        with self._lock:
+            self._engine.check_xattr(inode, os.fsdecode(name), os.XATTR_REPLACE)
 
         def change() -> bytes:
             policy.remove_xattr(self._engine, inode, name)

@@ -376,6 +376,7 @@ class Operations(pyfuse3.Operations):
         self, inode: InodeT, name: XAttrNameT, value: bytes, ctx: RequestContext
     ) -> None:
         """Set an attribute."""
+        self.engine.check_xattr(inode, os.fsdecode(name), 0)
         await self.lift.up(inode)
         self.policy.set_xattr(self.engine, inode, name, value, 0)
         self._acl_changed(inode, name)
@@ -383,6 +384,7 @@ class Operations(pyfuse3.Operations):
     @handler
     async def removexattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> None:
         """Remove an attribute."""
+        self.engine.check_xattr(inode, os.fsdecode(name), os.XATTR_REPLACE)
         await self.lift.up(inode)
         self.policy.remove_xattr(self.engine, inode, name)
         self._acl_changed(inode, name)

@@ -135,8 +135,11 @@ class Attributes:
         branch, fd, entry = self._tree.place(node)
         return branch.list_xattrs(fd, entry)
 
-    def set_xattr(self, node: Node, name: str, value: bytes, flags: int) -> None:
-        """Set an attribute (flags of setxattr(2)); an ACL sets the mode as well."""
+    def check_xattr(self, node: Node, name: str, flags: int) -> None:
+        """Refuse what setxattr(2) with these flags does, before anything is copied up for it.
+
+        Removing is refused as XATTR_REPLACE is. What the rw branch has is left to its filesystem.
+        """
         if xattrs.is_hidden(name):
             raise error(errno.EPERM)
         if node.branch != UPPER and flags:
@@ -145,6 +148,10 @@ class Attributes:
                 raise error(errno.EEXIST)
             if not there and flags & os.XATTR_REPLACE:
                 raise error(errno.ENODATA)
+
+    def set_xattr(self, node: Node, name: str, value: bytes, flags: int) -> None:
+        """Set an attribute (flags of setxattr(2)); an ACL sets the mode as well."""
+        self.check_xattr(node, name, flags)
         self._copyup.bring_up(node)
         branch, fd, entry = self._tree.place(node)
         self._writer.set_xattr(fd, entry, name, value, flags)
@@ -156,10 +163,7 @@ class Attributes:
 
     def remove_xattr(self, node: Node, name: str) -> None:
         """Remove an attribute; ENODATA without one, and then nothing is copied up."""
-        if xattrs.is_hidden(name):
-            raise error(errno.EPERM)
-        if node.branch != UPPER and name not in self._list(node):
-            raise error(errno.ENODATA)
+        self.check_xattr(node, name, os.XATTR_REPLACE)
         self._copyup.bring_up(node)
         _, fd, entry = self._tree.place(node)
         self._writer.remove_xattr(fd, entry, name)

@@ -195,6 +195,10 @@ class Engine(Closing):
         """Set an extended attribute, with `flags` as the system call has them."""
         self._writable().attributes.set_xattr(self._tree.node(ino), name, value, flags)
 
+    def check_xattr(self, ino: int, name: str, flags: int) -> None:
+        """Refuse what `setxattr` would, or with XATTR_REPLACE `removexattr`; copies nothing up."""
+        self._writable().attributes.check_xattr(self._tree.node(ino), name, flags)
+
     def removexattr(self, ino: int, name: str) -> None:
         """Remove an extended attribute; ENODATA without it."""
         self._writable().attributes.remove_xattr(self._tree.node(ino), name)
