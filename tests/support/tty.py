@@ -61,10 +61,9 @@ class Tty:
         return "\n".join(self.lines)
 
     def line(self, text: str) -> str:
-        """Return the line with a text."""
-        found = [line for line in self.lines if text in line]
-        assert found, f"no {text!r} on:\n{self.text}"
-        return found[0]
+        """Return the line with a text, as soon as it is there: a screen is drawn in parts."""
+        self.until(text)
+        return next(line for line in self.lines if text in line)
 
     def press(self, *keys: str) -> None:
         """Press keys, by name or as text."""
