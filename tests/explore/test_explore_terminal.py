@@ -251,7 +251,8 @@ def test_stopping_and_going_on(layers: list[str]) -> None:
         tty.until("score")
         tty.press("ctrl+z")
         tty.until("Stopped")
-        assert tty.modes() & termios.ICANON == cooked
+        # The shell says so before it makes the terminal its own again.
+        tty.until(lambda: tty.modes() & termios.ICANON == cooked)
         tty.press("clear; fg", "enter")
         tty.until("score")
         tty.press("q")
