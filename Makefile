@@ -30,7 +30,7 @@ demo: .venv/ready test-packages
 
 test: .venv/ready test-packages
 	.ci/open-dev-fuse
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 # The back ends under another kernel: KERNEL=path/to/bzImage [MODULES=dir], else Debian's.
 test-vm: .venv/ready test-packages
