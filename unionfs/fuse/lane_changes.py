@@ -225,6 +225,7 @@ class Changes:
         """Give a file another name."""
         (inode,) = _LINK.unpack_from(request.body)
         parent, name = request.nodeid, request.name(_LINK.size)
+        check_new(name)  # before anything is copied for it
         return self._change(
             request, inode, lambda: self._context.entry(self._engine.link(inode, parent, name))
         )

@@ -212,6 +212,7 @@ class Operations(pyfuse3.Operations):
         self, inode: InodeT, new_parent_inode: InodeT, new_name: FileNameT, ctx: RequestContext
     ) -> EntryAttributes:
         """Give a file another name."""
+        check_new(new_name)  # before anything is copied for it
         await self.lift.up(inode)
         return self._entry(self.engine.link(inode, new_parent_inode, new_name))
 
