@@ -7,10 +7,12 @@ the `os` module does, and nothing else in unionfs imports ctypes.
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import mmap
 import os
 import struct
+import time
 from typing import Final
 
 __all__ = [
@@ -180,6 +182,8 @@ _AT_RECURSIVE: Final = 0x8000
 _MOUNT_ATTR_RDONLY: Final = 0x1
 _RESOLVE_NO_MAGICLINKS: Final = 0x02
 _RESOLVE_IN_ROOT: Final = 0x10
+#: Seconds to wait after each try of what others may disturb.
+_AGAIN: Final = (*[0.0] * 50, *[0.01] * 100)
 
 _libc.mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _libc.pivot_root.argtypes = (ctypes.c_char_p, ctypes.c_char_p)
@@ -242,11 +246,19 @@ def close_from(lowest: int) -> None:
 
 
 def open_in_root(root_fd: int, path: bytes, flags: int) -> int:
-    """Open `path` with `root_fd` as the root of all its links; no magic links (man 2 openat2)."""
+    """Open `path` with `root_fd` as the root of all its links; no magic links (man 2 openat2).
+
+    A `..` is refused with EAGAIN when anything on the machine was renamed or mounted meanwhile,
+    so it is tried again, in the end without success if that goes on for a second or so.
+    """
     how = _OpenHow(flags | os.O_CLOEXEC, 0, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS)
     size = ctypes.c_size_t(ctypes.sizeof(how))
     number = ctypes.c_long(_SYS_OPENAT2)
-    fd: int = _libc.syscall(number, ctypes.c_int(root_fd), path, ctypes.byref(how), size)
+    for pause in _AGAIN:
+        fd: int = _libc.syscall(number, ctypes.c_int(root_fd), path, ctypes.byref(how), size)
+        if fd >= 0 or ctypes.get_errno() != errno.EAGAIN:
+            break
+        time.sleep(pause)
     _check(fd, path)
     return fd
 
