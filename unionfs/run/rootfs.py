@@ -18,6 +18,7 @@ from typing import Final
 import attrs
 
 from unionfs import _sys
+from unionfs.closing import opened
 from unionfs.errors import UnionfsError, show
 
 __all__ = ["Plan", "build"]
@@ -73,22 +74,14 @@ def _step(what: str) -> Iterator[None]:
         raise UnionfsError(f"cannot set up {what}: {exc.strerror or exc}") from exc
 
 
-@contextlib.contextmanager
-def _opened(fd: int) -> Iterator[int]:
-    try:
-        yield fd
-    finally:
-        os.close(fd)
-
-
 def build(target: bytes, plan: Plan) -> None:
     """Furnish the union mounted on `target` and make it the root of this mount namespace."""
-    with _opened(os.open(target, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as root:
+    with opened(os.open(target, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as root:
         for name, furnish in ((b"dev", _make_dev), (b"proc", _make_proc), (b"sys", _make_sys)):
             with _step(f"/{name.decode()}"):
                 fd = _fixed_place(root, name, plan)
                 if fd is not None:
-                    with _opened(fd):
+                    with opened(fd):
                         furnish(root, fd, plan)
         if plan.read_only:
             for path, mode in _SCRATCH:
@@ -124,7 +117,7 @@ def _fixed_place(root: int, name: bytes, plan: Plan) -> int | None:
 
 def _make_dev(root: int, fd: int, plan: Plan) -> None:
     _sys.mount(b"tmpfs", _fd_path(fd), b"tmpfs", _sys.MS_NOSUID | _MS_NOEXEC, b"mode=755,size=64m")
-    with _opened(os.open(b"dev", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root)) as dev:
+    with opened(os.open(b"dev", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root)) as dev:
         for name in _DEVICES:
             _lend_device(dev, name, b"/dev/" + name, plan)
         if plan.terminal is not None:
@@ -175,7 +168,7 @@ def _make_sys(root: int, fd: int, plan: Plan) -> None:
         return
     try:  # the network is the host's, so only the host's /sys may be had
         _sys.mount(b"/sys", _fd_path(fd), b"", _sys.MS_BIND | _sys.MS_REC, b"")
-        with _opened(os.open(b"sys", os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root)) as top:
+        with opened(os.open(b"sys", os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root)) as top:
             _sys.make_read_only(_fd_path(top))
     except OSError as exc:
         plan.note(f"no read-only /sys: {exc.strerror}")
@@ -186,7 +179,7 @@ def _make_scratch(root: int, path: bytes, mode: bytes) -> None:
         fd = _sys.open_in_root(root, path, os.O_PATH | os.O_DIRECTORY)
     except OSError:
         return  # nothing that could be written to either way
-    with _opened(fd):
+    with opened(fd):
         _sys.mount(
             b"tmpfs", _fd_path(fd), b"tmpfs", _sys.MS_NOSUID | _sys.MS_NODEV, b"mode=" + mode
         )
@@ -206,18 +199,18 @@ def _lend_file(root: int, path: bytes, plan: Plan) -> None:
         fd = made
     except OSError:
         return
-    with _opened(fd):
+    with opened(fd):
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             return
         _sys.mount(source, _fd_path(fd), b"", _sys.MS_BIND, b"")
-    with _opened(_sys.open_in_root(root, path, os.O_PATH)) as lent:
+    with opened(_sys.open_in_root(root, path, os.O_PATH)) as lent:
         _sys.make_read_only(_fd_path(lent))
 
 
 def _make_file(root: int, path: bytes) -> int | None:
     head, _, tail = path.rpartition(b"/")
     try:
-        with _opened(_sys.open_in_root(root, head, os.O_PATH | os.O_DIRECTORY)) as parent:
+        with opened(_sys.open_in_root(root, head, os.O_PATH | os.O_DIRECTORY)) as parent:
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             return os.open(tail, flags, 0o644, dir_fd=parent)
     except OSError:

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
 from typing import Final
 
 import attrs
 
 from unionfs.branch import Branch, Stack, Writer, whiteout
 from unionfs.branch.branch import proc_path
+from unionfs.closing import opened
 from unionfs.errors import ConflictError, show
 from unionfs.union.journal import Journal, Op, Place, Step
 from unionfs.union.names import Names
@@ -138,7 +138,7 @@ class Restore:
     def _change(self, plan: Plan, done: Restored) -> None:
         branch = self._writer.branch
         for path in plan.closed:
-            with _opened(branch.open_path(path)) as fd, quiet(fd):
+            with opened(branch.open_path(path)) as fd, quiet(fd):
                 self._work.make_opaque(fd)
         temps = {(at, name): self._build(template) for at, name, template in plan.built}
         work: dict[bytes, list[tuple[Op, bytes, bytes]]] = {}
@@ -167,7 +167,7 @@ class Restore:
             with contextlib.ExitStack() as fds:
                 steps = []
                 for at in order[start : start + _BATCH]:
-                    fd = fds.enter_context(_opened(branch.open_path(at)))
+                    fd = fds.enter_context(opened(branch.open_path(at)))
                     steps += [self._step(fd, at, *item) for item in work[at]]
                 self._journal.run(steps)
 
@@ -190,7 +190,7 @@ class Restore:
         try:
             status = source.status(source_fd, b".")
             self._writer.create(dirfd, name, status.mode, status.uid, status.gid)
-            with _opened(self._writer.branch.open_dir(dirfd, name)) as fd:
+            with opened(self._writer.branch.open_dir(dirfd, name)) as fd:
                 for hidden in template.hidden:
                     self._work.hide(fd, hidden)
                 for inner, below in template.kept.items():
@@ -219,7 +219,7 @@ class Restore:
         source, source_fd = self._lower(at)
         branch, writer = self._writer.branch, self._writer
         try:
-            with _opened(branch.open_path(at)) as fd:
+            with opened(branch.open_path(at)) as fd:
                 status = source.status(source_fd, b".")
                 mode = status.mode if at else self._tree.root_mode(status.mode)
                 wanted = source.all_xattrs(source_fd, b".")
@@ -231,11 +231,3 @@ class Restore:
                 writer.set_times(fd, b".", status.atime_ns, status.mtime_ns)
         finally:
             os.close(source_fd)
-
-
-@contextlib.contextmanager
-def _opened(fd: int) -> Iterator[int]:
-    try:
-        yield fd
-    finally:
-        os.close(fd)
