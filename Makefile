@@ -7,7 +7,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 BIN := .venv/bin
 PACKAGES := libfuse3-dev fuse3 pkg-config gcc python3-dev python3-venv
 # Tools the tests and the demo compare with or build images by.
-TEST_PACKAGES := umoci skopeo fuse-overlayfs attr acl uidmap chromium-headless-shell
+TEST_PACKAGES := umoci skopeo fuse-overlayfs attr acl uidmap e2fsprogs xfsprogs chromium-headless-shell
 VM_PACKAGES := qemu-system-x86 e2fsprogs
 
 .PHONY: demo test test-vm lint format bench clean packages test-packages

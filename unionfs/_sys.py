@@ -39,6 +39,7 @@ __all__ = [
     "device_of",
     "die_with_parent",
     "drop_bounding",
+    "filesystem_type",
     "make_read_only",
     "mount",
     "open_in_root",
@@ -48,6 +49,7 @@ __all__ = [
     "syncfs",
     "umount",
     "unshare",
+    "write_out",
 ]
 
 MS_RDONLY: Final = 0x1
@@ -82,6 +84,10 @@ _FSCONFIG_CMD_CREATE: Final = 6
 _MOVE_MOUNT_F_EMPTY_PATH: Final = 4
 _AT_FDCWD: Final = -100
 _MAX_HANDLE: Final = 128
+#: More than any struct statfs, which begins with the type.
+_STATFS_SIZE: Final = 256
+_STATFS_TYPE: Final = struct.Struct("@l")
+_WAIT_WRITE_WAIT: Final = 7  # SYNC_FILE_RANGE_WAIT_BEFORE | _WRITE | _WAIT_AFTER
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mount.argtypes = (
@@ -100,6 +106,8 @@ _libc.renameat2.argtypes = (
     ctypes.c_uint,
 )
 _libc.syncfs.argtypes = (ctypes.c_int,)
+_libc.fstatfs.argtypes = (ctypes.c_int, ctypes.c_char_p)
+_libc.sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 _libc.unshare.argtypes = (ctypes.c_int,)
 _libc.syscall.restype = ctypes.c_long
 
@@ -145,6 +153,19 @@ def renameat2(src_fd: int, src: bytes, dst_fd: int, dst: bytes, flags: int = 0) 
 def syncfs(fd: int) -> None:
     """Write the whole filesystem that holds `fd` to disk (man 2 syncfs)."""
     _check(_libc.syncfs(fd))
+
+
+def write_out(fd: int) -> None:
+    """Write a file's dirty data, not its metadata, to its device (man 2 sync_file_range)."""
+    _check(_libc.sync_file_range(fd, 0, 0, _WAIT_WRITE_WAIT))
+
+
+def filesystem_type(fd: int) -> int:
+    """Return the magic number of the filesystem that holds `fd` (man 2 fstatfs)."""
+    found = ctypes.create_string_buffer(_STATFS_SIZE)
+    _check(_libc.fstatfs(fd, found))
+    number: int = _STATFS_TYPE.unpack_from(found)[0]
+    return number
 
 
 def allow_memory(area: mmap.mmap) -> None:

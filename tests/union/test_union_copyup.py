@@ -166,7 +166,6 @@ def test_data_is_on_disk_before_the_name_appears(
     monkeypatch: pytest.MonkeyPatch,
     volatile: bool,  # noqa: FBT001  # a parameter
 ) -> None:
-    union = make_union({"f": "data", "p": "pair", "q": "=p"}, volatile=volatile)
     events: list[str] = []
 
     def recorded(name: str, call: Callable[..., object]) -> Callable[..., object]:
@@ -176,7 +175,8 @@ def test_data_is_on_disk_before_the_name_appears(
 
         return record
 
-    monkeypatch.setattr(os, "fdatasync", recorded("sync", os.fdatasync))
+    monkeypatch.setattr(copyup_module, "settler", lambda _: recorded("sync", os.fdatasync))
+    union = make_union({"f": "data", "p": "pair", "q": "=p"}, volatile=volatile)
     monkeypatch.setattr(os, "rename", recorded("appear", os.rename))
     monkeypatch.setattr(_sys, "renameat2", recorded("appear", _sys.renameat2))
     union.fs.write("f", b"new")

@@ -7,7 +7,7 @@ import stat
 import pytest
 
 from unionfs.branch import Status
-from unionfs.union.node import Node
+from unionfs.union.node import DirNode
 
 _PLAIN = Status(0o100644, 0, 2**32 - 2, 0, 5, 1, 2**40, 77, -1, 2, 3, 8, placeholder=False)
 
@@ -23,11 +23,10 @@ _PLAIN = Status(0o100644, 0, 2**32 - 2, 0, 5, 1, 2**40, 77, -1, 2, 3, 8, placeho
     ],
 )
 def test_attributes_are_kept_as_they_were(status: Status) -> None:
-    node = Node(1, (1, status.dev, status.ino), status.fmt, None, b"name")
+    node = DirNode(1, (1, status.dev, status.ino), None, b"name", (1,))
     assert node.status is None
     node.status = status
     assert node.status == status
     assert isinstance(node.status, Status)
-    assert node.fmt == status.fmt
     node.status = None
     assert node.status is None

@@ -13,6 +13,7 @@ import contextlib
 import errno
 import os
 import stat
+import sys
 from typing import NamedTuple, Self
 
 from unionfs.branch import whiteout, xattrs
@@ -26,6 +27,10 @@ __all__ = ["Branch", "DirScan", "Status", "proc_path"]
 _DIR_FLAGS = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NO_ATTRIBUTE = (errno.ENODATA, errno.ENOTSUP, errno.EPERM, errno.EACCES)
 _MAX_LINK = 4096
+#: As S_IFMT (stat(2)), without a call.
+_FORMAT = 0o170000
+#: Makes a named tuple in half of the time that its class takes.
+_new = tuple.__new__
 _MARKERS = (Meaning.WHITEOUT, Meaning.OPAQUE, Meaning.LONG_WHITEOUT)
 
 
@@ -53,7 +58,7 @@ class Status(NamedTuple):
     @property
     def fmt(self) -> int:
         """The file type, an S_IF* constant."""
-        return stat.S_IFMT(self.mode)
+        return self.mode & _FORMAT
 
 
 class DirScan:
@@ -84,10 +89,10 @@ def _located(exc: OSError, dirfd: int, name: bytes) -> OSError:
 
 
 def _entry_type(entry: os.DirEntry[str]) -> int:
-    if entry.is_file(follow_symlinks=False):  # first what most are
-        return stat.S_IFREG
     if entry.is_dir(follow_symlinks=False):
         return stat.S_IFDIR
+    if entry.is_file(follow_symlinks=False):
+        return stat.S_IFREG
     return stat.S_IFLNK if entry.is_symlink() else 0
 
 
@@ -203,11 +208,14 @@ class Branch(Closing):
     def _scan_aufs(
         self, listing: contextlib.AbstractContextManager[object], scan: DirScan, fd: int
     ) -> None:
-        entries, is_reserved = scan.entries, whiteout.is_reserved
+        entries, prefix = scan.entries, os.fsdecode(whiteout.PREFIX)
+        encoding, errors = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
+        # Written out: what is done for every name of a directory counts.
         for entry in listing:  # type: ignore[attr-defined]  # typeshed hides ScandirIterator
-            name = os.fsencode(entry.name)
-            if not is_reserved(name):
-                entries[name] = _entry_type(entry)
+            name = entry.name.encode(encoding, errors)
+            if not entry.name.startswith(prefix):
+                regular = entry.is_file(follow_symlinks=False)  # what most are
+                entries[name] = stat.S_IFREG if regular else _entry_type(entry)
                 continue
             marker = whiteout.classify(name)
             if marker.meaning is Meaning.WHITEOUT:
@@ -294,7 +302,7 @@ class Branch(Closing):
         elif self.owner is not None:
             uid = 0 if uid == self.owner[0] else uid
             gid = 0 if gid == self.owner[1] else gid
-        return Status(
+        fields = (
             mode,
             uid,
             gid,
@@ -309,6 +317,7 @@ class Branch(Closing):
             st.st_blocks,
             placeholder,
         )
+        return _new(Status, fields)
 
     # -- content -----------------------------------------------------------------
 

@@ -15,6 +15,7 @@ import contextlib
 import errno
 import os
 import stat
+from collections.abc import Callable
 from typing import Final
 
 from unionfs import _sys
@@ -23,6 +24,7 @@ from unionfs.branch.branch import proc_path
 from unionfs.union.hardlinks import HardLinks
 from unionfs.union.journal import Journal, Op, Place, Step
 from unionfs.union.node import UPPER, DirNode, Node
+from unionfs.union.settle import settler
 from unionfs.union.tree import Tree, error
 from unionfs.union.workarea import WorkArea, quiet
 
@@ -93,7 +95,8 @@ class CopyPlan:
         self.size = size
         self.temp = temp
         self.target = -1
-        self.sync = True
+        #: Has the data on disk before the name; None where a crash may take it.
+        self.settle: Callable[[int], None] | None = None
         self.whole = True
         self.sparse = False
         #: Branches that cannot share blocks with the rw branch, known to all plans.
@@ -111,8 +114,8 @@ class CopyPlan:
         self.target = os.open(self.temp, _CREATE, 0o600, dir_fd=self._work_fd)
         if self.size:
             self._copy_data()
-            if self.sync:
-                os.fdatasync(self.target)
+            if self.settle is not None:
+                self.settle(self.target)
         self.copied = True
 
     def _copy_data(self) -> None:
@@ -166,6 +169,7 @@ class CopyUp:
         self._journal = journal
         self._links = links
         self._unclonable: set[int] = set()
+        self._settle = None if tree.options.volatile else settler(work.fd)
 
     # -- directories -------------------------------------------------------------
 
@@ -248,16 +252,16 @@ class CopyUp:
         if isinstance(node, DirNode):
             self.ensure_dir(node)
             return None
-        status = node.status
-        if node.branch == UPPER or status is None:
+        if node.branch == UPPER:
             return None
         branch, fd, name = self._tree.place(node)
+        status = branch.status(fd, name)
         source, size = -1, 0
         if status.fmt == stat.S_IFREG and not status.placeholder:
             source = os.dup(node.fd) if node.fd >= 0 else open_lower(branch, fd, name)
             size = status.size if limit is None else min(limit, status.size)
         plan = CopyPlan(node, self._work.fd, self._work.new_name(), source, size)
-        plan.sync = not self._tree.options.volatile
+        plan.settle = self._settle
         plan.unclonable = self._unclonable
         plan.whole = size == status.size
         plan.sparse = status.blocks * _BLOCK < status.size
@@ -266,22 +270,22 @@ class CopyUp:
     def finish(self, plan: CopyPlan) -> None:
         """Make a copied file the one that counts; discard it when another copy already is."""
         node = plan.node
-        status = node.status
         unreachable = node.gone and node.anchor < 0
-        if node.branch == UPPER or status is None or unreachable or not plan.copied:
+        if node.branch == UPPER or unreachable or not plan.copied:
             plan.abandon()
             return
         try:
-            self._finish(plan, node, status)
+            self._finish(plan, node)
         except OSError:
             plan.abandon()
             raise
         self._tree.stats.copy_ups += 1
         self._tree.stats.copy_up_bytes += plan.size
 
-    def _finish(self, plan: CopyPlan, node: Node, status: Status) -> None:
+    def _finish(self, plan: CopyPlan, node: Node) -> None:
         tree, work_fd = self._tree, self._work.fd
         branch, fd, name = tree.place(node)
+        status = branch.status(fd, name)
         if plan.target >= 0:
             self._writer.set_file_attributes(plan.target, status.mode, status.uid, status.gid)
         else:
@@ -302,7 +306,6 @@ class CopyUp:
         for parent, inner in places:
             tree.scan(parent).entries[inner] = disk_type(copy)
         node.branch = UPPER
-        node.status = None
         node.nlink = len(places)
         tree.inodes.rekey(node, (UPPER, copy.dev, copy.ino))
         self._adopt_place(plan, node, places)

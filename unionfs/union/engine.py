@@ -93,13 +93,14 @@ class Engine(Closing):
     def close(self) -> None:
         """Release everything and remove the work area; open files are gone with it."""
         self.closed = True
-        self._tree.close()
-        if self._changes is not None:
-            self._changes.work.close()
-        for branch in self._tree.branches[0 if self._tree.upper is not None else 1 :]:
-            branch.close()
-        if self._lock >= 0:
-            os.close(self._lock)
+        with contextlib.ExitStack() as rest:  # even if the rw branch's filesystem has failed
+            if self._lock >= 0:
+                rest.callback(os.close, self._lock)
+            for branch in self._tree.branches[0 if self._tree.upper is not None else 1 :]:
+                rest.callback(branch.close)
+            if self._changes is not None:
+                rest.callback(self._changes.work.close)
+            rest.callback(self._tree.close)
 
     @property
     def stats(self) -> Stats:
@@ -132,8 +133,9 @@ class Engine(Closing):
         known = directory.children.get(name) if tree.trusts_children else None
         if known is None:
             tree.stats.fetched += 1
-            known = tree.need(directory, name)
-        attr = tree.attr(known)
+            known, attr = tree.need_attr(directory, name)
+        else:
+            attr = tree.attr(known)
         known.refs += 1
         return attr
 
@@ -417,9 +419,9 @@ class Engine(Closing):
     def copy_up_size(self, ino: int) -> int:
         """Return how many bytes a copy-up of this node would copy; 0 when none is due."""
         node = self._tree.inodes.by_ino.get(ino)
-        if node is None or node.fmt != stat.S_IFREG or node.status is None:
+        if node is None or node.fmt != stat.S_IFREG or node.branch == UPPER:
             return 0
-        return node.status.size
+        return self._tree.status(node).size
 
     def is_heavy(self, parent: int, name: bytes, limit: int) -> bool:
         """Tell whether renaming `name` copies the content of a directory or of a file > `limit`."""
@@ -428,7 +430,7 @@ class Engine(Closing):
         if isinstance(node, DirNode):
             tree.scan(node)
             return not node.upper or bool(node.lower)
-        return node is not None and node.status is not None and node.status.size > limit
+        return node is not None and node.branch != UPPER and tree.status(node).size > limit
 
     def needs_copy_up(self, ino: int) -> bool:
         """Tell whether a change of this node would copy it up first."""

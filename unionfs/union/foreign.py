@@ -11,7 +11,7 @@ import os
 import time
 from typing import Final
 
-from unionfs.branch import Child, DirScan
+from unionfs.branch import Child, DirScan, Status
 from unionfs.union.node import UPPER, DirNode, Node
 from unionfs.union.tree import Tree
 
@@ -45,19 +45,20 @@ class FollowingTree(Tree):
         """Return what the lower branches give; an opaque marker may go away again."""
         return {} if scan.opaque else super().below(node, scan)
 
-    def find(self, node: DirNode, name: bytes) -> Node | None:
-        """Return the node of a visible name, made anew if another file has that name now."""
+    def look(self, node: DirNode, name: bytes) -> tuple[Node, Status | None] | None:
+        """Find a visible name, its node made anew if another file has that name now."""
         known = node.children.get(name)
         if known is not None and not self._is_current(node, name, known):
             self._retire(node, name, known)
-        found = super().find(node, name)
+        met = super().look(node, name)
+        found = None if met is None else met[0]
         if found is not None and found.more and (node, name) in found.more:
             # This name has just been seen to be right, its first one may be gone.
             found.more.remove((node, name))
             if found.parent is not None:
                 found.more.append((found.parent, found.name))
             found.parent, found.name = node, name
-        return found
+        return met
 
     def has(self, node: DirNode, name: bytes) -> bool:
         """Tell whether a name is visible."""

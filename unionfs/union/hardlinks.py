@@ -67,7 +67,7 @@ class HardLinks:
 
         The caller releases the directories.
         """
-        position, _, ino = node.key
+        position, _, ino = self._tree.identify(node)
         places = node.names()
         for path in self.table(position).get(ino, ()):
             *parts, name = path.split(b"/")
@@ -81,8 +81,7 @@ class HardLinks:
         return places
 
     def _count(self, node: Node) -> int:
-        position, _, _ = node.key
-        if self._tree.branches[position].path not in self._loaders:
+        if self._tree.branches[node.branch].path not in self._loaders:
             return node.nlink
         places = self.members(node)
         for parent, _ in places:

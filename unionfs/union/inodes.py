@@ -1,7 +1,8 @@
 """Inode numbers and the table of live nodes.
 
 Invariant: at any time one number means one live node and one backing object one
-node. Numbers follow from the backing file alone, so they survive forget and remount:
+node. (A layer's file with one link and a name has no entry by backing file: nothing else leads
+to it.) Numbers follow from the backing file alone, so they survive forget and remount:
 the original's st_ino, plus the index of its device above bit 48 when the branches are
 on several devices. A copied-up file keeps its original's number in an xattr.
 A number that is taken by something else gives way to a synthetic one.
@@ -29,7 +30,7 @@ _MAX: Final = 1 << 63
 
 
 class Inodes:
-    """Live nodes by number and by backing file."""
+    """Live nodes by number and, where another name may lead to it, by backing file."""
 
     def __init__(self, devices: Iterable[int]) -> None:
         self._devices: dict[int, int] = {}
@@ -50,7 +51,7 @@ class Inodes:
             wanted = recorded
         else:
             index = self._devices.setdefault(dev, len(self._devices))
-            # The same object: nodes are many, and their keys hold the number already.
+            # The same object, of which a key may have another reference.
             wanted = st_ino | (index << _DEVICE_SHIFT) if index else st_ino
         while wanted in self.by_ino or wanted == ROOT_INO:
             wanted = next(self._synthetic)
@@ -64,7 +65,8 @@ class Inodes:
     def add(self, node: Node) -> None:
         """Enter a node that has a free number."""
         self.by_ino[node.ino] = node
-        self.by_key[node.key] = node
+        if node.key is not None:
+            self.by_key[node.key] = node
 
     def rekey(self, node: Node, key: Key) -> None:
         """Follow a node to another backing file."""
@@ -74,7 +76,7 @@ class Inodes:
 
     def forget_key(self, node: Node) -> None:
         """Let the backing file's identity be used by others: it does not exist any more."""
-        if self.by_key.get(node.key) is node:
+        if node.key is not None and self.by_key.get(node.key) is node:
             del self.by_key[node.key]
 
     def drop(self, node: Node) -> None:

@@ -11,6 +11,7 @@ import stat
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+from unionfs.branch import Status
 from unionfs.union.node import UPPER, DirNode, Node
 from unionfs.union.options import Attr
 from unionfs.union.tree import Tree
@@ -33,26 +34,26 @@ def attributes(tree: Tree, directory: DirNode, names: Sequence[bytes]) -> list[A
     position = fd = -1
     tree.stats.lookups += len(names)
     for name in names:
-        node: Node | None = children.get(name)
+        known = children.get(name)
+        met: tuple[Node, Status | None] | None = None if known is None else (known, None)
         try:
-            if node is None:
+            if met is None:
                 tree.stats.fetched += 1
                 child = below.get(name)
                 if child is None or name in scan.entries or name in scan.whiteouts:
-                    node = tree.find(directory, name)
+                    met = tree.look(directory, name)
                 else:
                     if child.branches[0] != position:
                         position = child.branches[0]
                         fd = tree.fd(directory, position)
-                    node = tree.load_at(fd, directory, name, position, child.branches)
-                    if node.nlink > 1:
-                        position = -1  # counting links may have taken the fd away
-            if node is None:
+                    met = tree.meet(fd, directory, name, position, child.branches)
+            if met is None:
                 found.append(None)
                 continue
-            if node.status is None:
-                position = -1  # as may looking at a directory of the rw branch
-            found.append(tree.attr(node))
+            node, status = met
+            if status is None or node.nlink > 1 or node.branch != position:
+                position = -1  # other directories may have been opened, and `fd` closed
+            found.append(tree.attr(node) if status is None else tree.present(node, status))
         except FileNotFoundError:
             found.append(None)
             continue
@@ -77,8 +78,7 @@ def open_files(tree: Tree, inos: Iterable[int], largest: int) -> list[tuple[int,
         node = tree.inodes.by_ino.get(ino)
         if node is None or node.fmt != stat.S_IFREG or node.branch == UPPER:
             continue
-        status = node.status
-        if node.gone or node.parent is None or status is None or not 0 < status.size <= largest:
+        if node.gone or node.parent is None:
             continue
         try:
             if place != (node.parent, node.branch):
@@ -91,5 +91,8 @@ def open_files(tree: Tree, inos: Iterable[int], largest: int) -> list[tuple[int,
                 fd = os.open(node.name, flags, dir_fd=directory)
         except OSError:
             continue
-        found.append((ino, fd))
+        if 0 < os.fstat(fd).st_size <= largest:
+            found.append((ino, fd))
+        else:
+            os.close(fd)
     return found

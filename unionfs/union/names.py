@@ -292,7 +292,7 @@ class Names:
         nothing: deleting goes on. A second link instead of a move, so that a rename over the
         file stays one step.
         """
-        if node.branch != UPPER or node.more or not self._must_keep(node):
+        if node.branch != UPPER or node.more or node.idle:
             return b""
         return self.keep_name(parent, name)
 
@@ -316,23 +316,14 @@ class Names:
         if kept:
             os.unlink(kept, dir_fd=self._work.fd)
 
-    @staticmethod
-    def _must_keep(node: Node) -> bool:
-        return bool(node.opens or node.refs)
-
     def forget_name(self, node: Node, parent: DirNode, name: bytes, kept: bytes) -> None:
         """Follow the removal of a file's name in memory."""
         tree = self._tree
         tree.scan(parent).entries.pop(name, None)
         node.nlink = max(0, node.nlink - 1)
-        lower_fd = -1
-        if node.branch != UPPER and not node.more and self._must_keep(node):
-            lower_fd = tree.anchors.hold(tree.fd(parent, node.branch))
         tree.detach(node, parent, name)
         if kept:
             node.anchor, node.name = self._work.fd, kept
-        elif lower_fd >= 0:
-            node.anchor = lower_fd
         # A layer's file is never another one: undeleted it is this node again.
         if node.gone and node.nlink == 0 and node.branch == UPPER:
             tree.inodes.forget_key(node)

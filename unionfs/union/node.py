@@ -1,5 +1,8 @@
 """What the engine remembers about one file or directory somebody refers to.
 
+There may be millions of these, nearly all of them single-linked files of layers that nobody has
+open: such a node is a few words, and what others have besides is kept apart.
+
 Invariant: a linked node is found in `parent.children[name]` of its place (and of
 every pair in `more`); a node that is in no directory is `gone`. A node lives while
 `refs`, `opens` or children hold it.
@@ -9,7 +12,7 @@ from __future__ import annotations
 
 import stat
 import struct
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Generic, Self, TypeVar, cast, overload
 
 from unionfs.branch import Status
 
@@ -32,62 +35,76 @@ Key = tuple[int, int, int]
 Inherit = tuple[int, bytes]
 
 
-class Node:
-    """A file that is not a directory, with all its known names.
+class _Besides:
+    """What most nodes do without; the values here are theirs."""
 
-    `branch` gives its backing file. `status` holds a lower file's attributes, which never
-    change; it is kept packed, in a third of the memory. `fd` is the one backing fd shared by
-    all handles, `fd_writable` its mode.
-    `anchor` is a directory fd in which a file without a name in the union still is `name`.
-    """
+    __slots__ = ("anchor", "fd", "fd_writable", "gone", "key", "more", "opens")
 
-    __slots__ = (
-        "_status",
-        "anchor",
-        "branch",
-        "fd",
-        "fd_writable",
-        "fmt",
-        "gone",
-        "ino",
-        "key",
-        "more",
-        "name",
-        "nlink",
-        "opens",
-        "parent",
-        "refs",
-    )
-
-    def __init__(self, ino: int, key: Key, fmt: int, parent: DirNode | None, name: bytes) -> None:
-        self.ino = ino
-        self.key = key
-        self.fmt = _FORMATS.get(fmt, fmt)
-        self.parent = parent
-        self.name = name
-        self.branch = key[0]
-        self.nlink = 1
-        self.refs = 0
+    def __init__(self) -> None:
+        self.key: Key | None = None
         self.opens = 0
         self.fd = -1
         self.fd_writable = False
         self.anchor = -1
         self.gone = False
         self.more: list[tuple[DirNode, bytes]] | None = None
-        self._status: bytes | Status | None = None
 
-    @property
-    def status(self) -> Status | None:
-        """A lower file's attributes."""
-        packed = self._status
-        return Status(*_STATUS.unpack(packed)) if isinstance(packed, bytes) else packed
 
-    @status.setter
-    def status(self, status: Status | None) -> None:
-        try:
-            self._status = None if status is None else _STATUS.pack(*status)
-        except struct.error:  # times after 2262, for instance
-            self._status = status
+_USUAL: Final = _Besides()
+_T = TypeVar("_T")
+
+
+class _Rare(Generic[_T]):
+    """An attribute of `Node` that takes no memory while it has its usual value."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    @overload
+    def __get__(self, node: None, owner: type) -> Self: ...
+    @overload
+    def __get__(self, node: Node, owner: type) -> _T: ...
+    def __get__(self, node: Node | None, owner: type) -> _T | Self:
+        return self if node is None else cast("_T", getattr(node.besides, self._name))
+
+    def __set__(self, node: Node, value: _T) -> None:
+        if node.besides is _USUAL:
+            if value == getattr(_USUAL, self._name):
+                return
+            node.besides = _Besides()
+        setattr(node.besides, self._name, value)
+
+
+class Node:
+    """A file that is not a directory, with all its known names.
+
+    `branch` gives its backing file. `key` is that file's identity where another name may lead to
+    it: always in the rw branch, in a layer if it has several links or its name is gone. `fd` is
+    the one backing fd shared by all handles, `fd_writable` its mode.
+    `anchor` is a directory fd in which a file without a name in the union still is `name`.
+    """
+
+    __slots__ = ("besides", "branch", "fmt", "ino", "name", "nlink", "parent", "refs")
+
+    key = _Rare["Key | None"]()
+    opens = _Rare[int]()
+    fd = _Rare[int]()
+    fd_writable = _Rare[bool]()
+    anchor = _Rare[int]()
+    gone = _Rare[bool]()
+    more = _Rare["list[tuple[DirNode, bytes]] | None"]()
+
+    def __init__(
+        self, ino: int, branch: int, fmt: int, parent: DirNode | None, name: bytes
+    ) -> None:
+        self.ino = ino
+        self.branch = branch
+        self.fmt = _FORMATS.get(fmt, fmt)
+        self.parent = parent
+        self.name = name
+        self.nlink = 1
+        self.refs = 0
+        self.besides = _USUAL
 
     @property
     def is_dir(self) -> bool:
@@ -108,6 +125,8 @@ class Node:
 class DirNode(Node):
     """A directory: which branches give it, and its listings once they were needed.
 
+    `status` holds the attributes of one that the rw branch does not have, which never change; it
+    is kept packed, in a third of the memory.
     `lower` are the positions that contribute below the rw branch, top first. `listing` is
     their merged content and immutable; `scan` is the rw branch's part, kept current by the
     engine's own operations. `stamp` tells of which state of the rw branch's directory it is
@@ -115,12 +134,14 @@ class DirNode(Node):
     directory.
     """
 
-    __slots__ = ("children", "final", "inherit", "listing", "lower", "scan", "stamp")
+    __slots__ = ("_status", "children", "final", "inherit", "listing", "lower", "scan", "stamp")
 
     def __init__(
         self, ino: int, key: Key, parent: DirNode | None, name: bytes, lower: tuple[int, ...]
     ) -> None:
-        super().__init__(ino, key, stat.S_IFDIR, parent, name)
+        super().__init__(ino, key[0], stat.S_IFDIR, parent, name)
+        self.key = key
+        self._status: bytes | Status | None = None
         self.lower = lower
         self.children: dict[bytes, Node] = {}
         self.listing: dict[bytes, Child] | None = None
@@ -128,6 +149,19 @@ class DirNode(Node):
         self.stamp: tuple[int, int, int] | None = None
         self.inherit: Inherit | None = None
         self.final: Attr | None = None
+
+    @property
+    def status(self) -> Status | None:
+        """A lower directory's attributes."""
+        packed = self._status
+        return Status(*_STATUS.unpack(packed)) if isinstance(packed, bytes) else packed
+
+    @status.setter
+    def status(self, status: Status | None) -> None:
+        try:
+            self._status = None if status is None else _STATUS.pack(*status)
+        except struct.error:  # times after 2262, for instance
+            self._status = status
 
     @property
     def upper(self) -> bool:

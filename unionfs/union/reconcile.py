@@ -110,9 +110,10 @@ class Reconcile:
             return
         count = self._tree.count_links
         for node in list(self._tree.inodes.by_ino.values()):
-            if node.is_dir or node.gone or node.status is None or node.status.nlink == 1:
+            # One of a layer without a key has one link.
+            if node.is_dir or node.gone or node.branch == UPPER or node.key is None:
                 continue
-            before, node.nlink = node.nlink, node.status.nlink
+            before, node.nlink = node.nlink, self._tree.status(node).nlink
             if count is not None:
                 node.nlink = count(node)
             if node.nlink != before:

@@ -239,9 +239,9 @@ class Rename:
     def _check_limits(self, node: DirNode) -> None:
         entries = size = 0
         for inner in walk(self._tree, node):
-            if inner.status is not None:
+            if inner.branch != UPPER:
                 entries += 1
-                size += 0 if inner.is_dir else inner.status.size
+                size += 0 if inner.is_dir else self._tree.status(inner).size
                 if entries > MAX_ENTRIES or size > MAX_BYTES:
                     raise error(errno.EXDEV, node.name)
 

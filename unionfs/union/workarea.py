@@ -69,8 +69,10 @@ class WorkArea:
 
     def close(self) -> None:
         """Sweep and remove the work area; the root directory's times stay as they are."""
-        self.sweep()
-        os.close(self.fd)
+        try:
+            self.sweep()
+        finally:
+            os.close(self.fd)
         with quiet(self._branch.fd), contextlib.suppress(OSError):
             os.rmdir(whiteout.WORK_DIR, dir_fd=self._branch.fd)
 
