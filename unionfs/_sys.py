@@ -39,6 +39,7 @@ __all__ = [
     "device_of",
     "die_with_parent",
     "drop_bounding",
+    "fallocate",
     "filesystem_type",
     "make_read_only",
     "mount",
@@ -107,6 +108,7 @@ _libc.renameat2.argtypes = (
 )
 _libc.syncfs.argtypes = (ctypes.c_int,)
 _libc.fstatfs.argtypes = (ctypes.c_int, ctypes.c_char_p)
+_libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 _libc.sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 _libc.unshare.argtypes = (ctypes.c_int,)
 _libc.syscall.restype = ctypes.c_long
@@ -158,6 +160,11 @@ def syncfs(fd: int) -> None:
 def write_out(fd: int) -> None:
     """Write a file's dirty data, not its metadata, to its device (man 2 sync_file_range)."""
     _check(_libc.sync_file_range(fd, 0, 0, _WAIT_WRITE_WAIT))
+
+
+def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    """Allocate or give back a range of a file; `mode` is of FALLOC_FL_* (man 2 fallocate)."""
+    _check(_libc.fallocate(fd, mode, offset, length))
 
 
 def filesystem_type(fd: int) -> int:

@@ -40,6 +40,7 @@ from unionfs.fuse.device import READ_AHEAD
 from unionfs.fuse.lane_changes import Changes
 from unionfs.fuse.lane_reads import Reads
 from unionfs.fuse.lane_request import Context, Request
+from unionfs.fuse.lane_space import Space
 from unionfs.fuse.meter import Meter
 from unionfs.fuse.options import MountOptions
 from unionfs.fuse.policy import Policy
@@ -114,7 +115,9 @@ class Lane:
         )
         self._work = context.work
         self._reads = Reads(context)
-        self._table = meter.watched(self._reads.table | Changes(context).table)
+        changes = Changes(context)
+        tables = self._reads.table | changes.table | Space(context, changes).table
+        self._table = meter.watched(tables)
         self._init_unique = _NO_INIT
         self._taken = 0
         self._cores = len(os.sched_getaffinity(0))

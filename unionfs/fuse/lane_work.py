@@ -67,6 +67,11 @@ class LaneWork:
         with self._guard:
             self._answered += 1
 
+    def run(self, unique: int, job: Callable[[], bytes]) -> None:
+        """Do `job` without the lock and answer with what it returns."""
+        self._accepted += 1
+        self._pool.submit(self._answer, unique, job)
+
     # -- open files; these own `fd` and close it ---------------------------------------
 
     def read(self, unique: int, fd: int, offset: int, size: int) -> None:
@@ -78,8 +83,7 @@ class LaneWork:
             finally:
                 os.close(fd)
 
-        self._accepted += 1
-        self._pool.submit(self._answer, unique, job)
+        self.run(unique, job)
 
     def fsync(self, unique: int, fd: int, *, datasync: bool) -> None:
         """Bring a file or a directory to disk."""
@@ -91,8 +95,7 @@ class LaneWork:
                 os.close(fd)
             return b""
 
-        self._accepted += 1
-        self._pool.submit(self._answer, unique, job)
+        self.run(unique, job)
 
     # -- copy-up -----------------------------------------------------------------------
 

@@ -31,7 +31,7 @@ _NAMES: Final = {"batch_forget": "forget", "readdirplus": "readdir", "rename2": 
 _SLOW: Final = frozenset(
     (
         *(Op.READ, Op.WRITE, Op.FSYNC, Op.FSYNCDIR, Op.SETATTR, Op.SETXATTR, Op.REMOVEXATTR),
-        *(Op.LINK, Op.RENAME, Op.RENAME2),
+        *(Op.LINK, Op.RENAME, Op.RENAME2, Op.FALLOCATE, Op.COPY_FILE_RANGE),
     )
 )
 #: In the request, where the size of a WRITE is (fuse_write_in).

@@ -79,8 +79,11 @@ class Op(enum.IntEnum):
     INTERRUPT = 36
     IOCTL = 39
     BATCH_FORGET = 42
+    FALLOCATE = 43
     READDIRPLUS = 44
     RENAME2 = 45
+    LSEEK = 46
+    COPY_FILE_RANGE = 47
 
 
 class InitFlag(enum.IntFlag):

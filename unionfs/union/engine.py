@@ -322,6 +322,11 @@ class Engine(Closing):
         """Return the backing fd of an open file: duplicate it to keep it beyond the next call."""
         return self._handles.file(fh).fd
 
+    def writable_fileno(self, fh: int) -> int:
+        """Do as `fileno` for a file that is going to be changed, after copying a lower one up."""
+        self.changes += 1
+        return self._handles.writable_fd(fh)
+
     def release(self, fh: int) -> None:
         """Close a file handle."""
         self._handles.release(fh)

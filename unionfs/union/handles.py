@@ -116,11 +116,14 @@ class Handles:
 
     def write(self, number: int, offset: int, data: bytes | memoryview) -> int:
         """Write to a file, which is copied up at the first time."""
+        return os.pwrite(self.writable_fd(number), data, offset)
+
+    def writable_fd(self, number: int) -> int:
+        """Return the backing fd of a file, in the rw branch and open for writing."""
         node = self.file(number)
         if node.branch != UPPER:
             self.writable().bring_up(node)
-        fd = node.fd if node.fd_writable else self.backing(node, writing=True)
-        return os.pwrite(fd, data, offset)
+        return node.fd if node.fd_writable else self.backing(node, writing=True)
 
     def truncate(self, node: Node, size: int) -> None:
         """Set a file's size; a lower one is copied up only so far."""
