@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import stat
 import struct
-from typing import TYPE_CHECKING, Final, Generic, Self, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Final, Generic, Self, TypeVar, overload
 
 from unionfs.branch import Status
 
@@ -65,7 +65,10 @@ class _Rare(Generic[_T]):
     @overload
     def __get__(self, node: Node, owner: type) -> _T: ...
     def __get__(self, node: Node | None, owner: type) -> _T | Self:
-        return self if node is None else cast("_T", getattr(node.besides, self._name))
+        if node is None:
+            return self
+        value: _T = getattr(node.besides, self._name)
+        return value
 
     def __set__(self, node: Node, value: _T) -> None:
         if node.besides is _USUAL:
