@@ -115,6 +115,27 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert mind._entries <= 5000
 
 
+def test_directories_that_are_read_at_the_same_time_take_turns() -> None:
+    mind = _listed(1, 2, 3)
+    for index in (0, 1, 2):
+        for number in (1, 2, 3):
+            mind.asked(number, number * 10000 + FILES[index])
+    first = [mind.take(10)[0] // 10000 for _ in range(4)]
+    assert first == [1, 2, 3, 1]
+    mind.asked(2, 20000 + FILES[900])  # that one has gone elsewhere
+    assert {file // 10000 for file in _taken(mind)} == {1, 3}
+
+
+def test_many_readers_get_no_more_together_than_one_alone() -> None:
+    numbers = range(1, 21)
+    mind = _listed(*numbers)
+    for index in range(6):
+        for number in numbers:
+            mind.asked(number, number * 10000 + FILES[index])
+            assert len(mind._streams) <= guess._STREAMS
+            assert sum(order.credit for order in mind._streams) <= guess._MOST + guess._FIRST * 20
+
+
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 40), st.booleans()), max_size=60))
 def test_a_file_is_sent_once_per_listing_and_never_before_it_is_listed(
     steps: list[tuple[int, int, bool]],

@@ -12,6 +12,7 @@ import pytest
 from support.fuseplace import Place
 
 from unionfs.fuse import protocol
+from unionfs.fuse.background import Background
 from unionfs.fuse.lane_lists import Lists
 from unionfs.fuse.lane_request import Context, Request
 from unionfs.fuse.options import MountOptions
@@ -85,13 +86,16 @@ class _Union:
         self.engine = Engine.start([os.fsencode(lower)], upper)
         lock = threading.Lock()
         options = MountOptions.parse(["noacl"])
-        ahead = ReadAhead(-1, self.engine, lock, on=False)
+        self.thread = Background("test")
+        ahead = ReadAhead(-1, self.engine, lock, self.thread, on=False)
         policy = Policy(options.id_maps(uid=0, gid=0))
 
         def nobody(*_: object) -> None:
             raise AssertionError
 
-        self.context = Context(self.engine, lock, options, policy, ahead, nobody, nobody)
+        self.context = Context(
+            self.engine, lock, options, policy, ahead, self.thread, nobody, nobody
+        )
         self.lists = Lists(self.context)
         self.dirs = [self.engine.lookup(1, name).ino for name in self.engine.names(1)]
         self.route = [1, *self.dirs]
@@ -135,7 +139,7 @@ class _Union:
             time.sleep(0.001)
 
     def close(self) -> None:
-        self.lists.close()
+        self.thread.close()
         self.context.work.close()
         self.engine.close()
 

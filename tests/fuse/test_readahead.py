@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from support.fuseplace import Place
 
+from unionfs.fuse.background import Background
 from unionfs.fuse.readahead import ReadAhead
 from unionfs.union import Engine
 
@@ -297,11 +298,12 @@ for number, name in enumerate(names):
 
 #: The end of the mount's service says when it begins to wait for the sender.
 _CLOSING = """
-close = readahead.ReadAhead.close
+from unionfs.fuse import background
+close = background.Background.close
 def closing(self):
     tell("closing", "")
     close(self)
-readahead.ReadAhead.close = closing
+background.Background.close = closing
 """
 
 
@@ -346,12 +348,13 @@ def test_a_file_that_was_changed_and_forgotten_meanwhile_is_not_sent(tmp_path: P
     received = os.memfd_create("device")
     with Engine.start([os.fsencode(tmp_path / "base")], os.fsencode(tmp_path / "rw")) as engine:
         files = [engine.lookup(1, name).ino for name in engine.names(1)]
-        ahead = ReadAhead(received, engine, threading.Lock(), on=True)
+        thread = Background("test")
+        ahead = ReadAhead(received, engine, threading.Lock(), thread, on=True)
         opening = engine.open_layer_files
         done = threading.Event()
 
-        def changed_meanwhile(inos: Iterable[int], largest: int) -> list[tuple[int, int]]:
-            opened = opening(inos, largest)
+        def changed_meanwhile(inos: Iterable[int]) -> list[tuple[int, int]]:
+            opened = opening(inos)
             ahead.hold(files[3])
             ahead.forget(files[3])
             done.set()
@@ -363,8 +366,9 @@ def test_a_file_that_was_changed_and_forgotten_meanwhile_is_not_sent(tmp_path: P
         ahead.asked(1, files[1])
         assert done.wait(30)
         deadline = time.monotonic() + 30
-        while ahead.busy and time.monotonic() < deadline:
+        while thread.busy and time.monotonic() < deadline:
             time.sleep(0.001)
+        thread.close()
         ahead.close()
     data = os.pread(received, 10000, 0)
     os.close(received)

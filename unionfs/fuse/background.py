@@ -1,7 +1,10 @@
 """A thread for what is done in advance, beside those who answer requests.
 
-Invariant: it runs only while there is something to do, ends when it fails, and a failure
-costs nothing but its help.
+One thread for all of it: Python runs one at a time, and where two have something to do each
+system call of one wakes the other.
+
+Invariant: it runs only while there is something to do, and a failure costs nothing but the
+help of what failed.
 """
 
 from __future__ import annotations
@@ -9,63 +12,80 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Any, Final, NamedTuple
 
 __all__ = ["Background"]
 
 _log = logging.getLogger(__name__)
-Job = TypeVar("Job")
 
 
-class Background(Generic[Job]):
-    """Does the jobs that `take` returns, called with `lock` held, until it returns None.
+class _Source(NamedTuple):
+    what: str
+    take: Callable[[], Any]
+    work: Callable[[Any], bool]
 
-    `work` returns whether to go on ever. `take`'s data is to be changed with `lock` held.
-    """
 
-    def __init__(
-        self, name: str, take: Callable[[], Job | None], work: Callable[[Job], bool]
-    ) -> None:
-        self.lock = threading.Condition()
+class Background:
+    """Does the jobs of its sources in turn, one of each."""
+
+    def __init__(self, name: str) -> None:
+        #: What the sources' data are changed with.
+        self.lock: Final = threading.Condition()
         #: Whether a job is being done.
         self.busy = False
         self._name = name
-        self._take = take
-        self._work = work
+        self._sources: list[_Source] = []
         self._ended = False
         self._thread: threading.Thread | None = None
 
+    def add(self, what: str, take: Callable[[], Any], work: Callable[[Any], bool]) -> None:
+        """Have the jobs that `take` returns, called with `lock` held, done by `work`.
+
+        `take` returns None when there is none, `work` whether to go on ever.
+        """
+        with self.lock:
+            self._sources.append(_Source(what, take, work))
+
     def wake(self) -> None:
-        """Have it look for a job; needs the lock."""
+        """Have it look for jobs; needs the lock."""
         if self._ended:
             return
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
             self._thread.start()
-        self.lock.notify()
+        self.lock.notify_all()
 
     def close(self) -> None:
         """Wait until the job at hand is done, and do no more."""
         with self.lock:
             self._ended = True
-            self.lock.notify()
+            self.lock.notify_all()
         if self._thread is not None:
             self._thread.join()
 
     def _run(self) -> None:
-        try:
-            while self._do_next():
-                pass
-        except Exception:  # noqa: BLE001  # logged; a mount lives without
-            _log.exception("%s has failed and stays off", self._name)
-        self.busy = False
+        while (found := self._next()) is not None:
+            source, job = found
+            try:
+                goes_on = source.work(job)
+            except Exception:  # noqa: BLE001  # logged; a mount lives without
+                _log.exception("%s has failed and stays off", source.what)
+                goes_on = False
+            if not goes_on:
+                with self.lock:
+                    self._sources.remove(source)
 
-    def _do_next(self) -> bool:
+    def _next(self) -> tuple[_Source, Any] | None:
         with self.lock:
-            while (job := self._take()) is None and not self._ended:
+            while not self._ended:
+                for source in self._sources:
+                    job = source.take()
+                    if job is not None:
+                        self._sources.remove(source)  # to the end: the others come first
+                        self._sources.append(source)
+                        self.busy = True
+                        return source, job
                 self.busy = False
                 self.lock.wait()
-            if job is None or self._ended:
-                return False
-            self.busy = True
-        return self._work(job)
+            self.busy = False
+        return None

@@ -36,6 +36,7 @@ from collections.abc import Callable
 from typing import Final
 
 from unionfs.fuse import protocol
+from unionfs.fuse.background import Background
 from unionfs.fuse.device import READ_AHEAD
 from unionfs.fuse.lane_changes import Changes
 from unionfs.fuse.lane_reads import Reads
@@ -109,10 +110,10 @@ class Lane:
             os.close(self.inner)
             raise
         os.set_blocking(fd, False)
-        self._ahead = ReadAhead(fd, engine, lock, on=options.ahead)
-        context = Context(
-            engine, lock, options, policy, self._ahead, meter.replied(self.reply), self.notify
-        )
+        self._thread = thread = Background("unionfs-ahead")
+        self._ahead = ahead = ReadAhead(fd, engine, lock, thread, on=options.ahead)
+        reply = meter.replied(self.reply)
+        context = Context(engine, lock, options, policy, ahead, thread, reply, self.notify)
         self._work = context.work
         self._reads = Reads(context)
         changes = Changes(context)
@@ -134,12 +135,12 @@ class Lane:
 
     def close(self) -> None:
         """End the threads and the device's connection; `inner` must be closed by now."""
-        self._ahead.close()  # it may wait for the answer to a READ
+        self._thread.close()  # it may wait for the answer to a READ
+        self._ahead.close()
         os.eventfd_write(self._wake, 1)
         self._ours.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
             thread.join()
-        self._reads.close()
         self._work.close()  # before the number may be somebody else's
         os.close(self._fd)  # ends the connection: whoever still waits gets an error
         self._fd = -1
@@ -195,8 +196,7 @@ class Lane:
     @property
     def _may_spin(self) -> bool:
         """Whether there is a core to spare, and no other thread that would have to wait."""
-        others = self._ahead.busy or self._reads.busy or not self._work.idle
-        return self._cores > 1 and not others
+        return self._cores > 1 and not self._thread.busy and self._work.idle
 
     def _spin(self, device: select.poll, since: float) -> bool:
         """Wait for the next request for a moment without sleeping."""

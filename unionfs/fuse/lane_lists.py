@@ -1,6 +1,6 @@
 """Listings of the direct lane, those that will be asked for next made in advance.
 
-While a walker takes in one directory a thread makes the listings of the next ones
+While a walker takes in one directory `Context.thread` makes the listings of the next ones
 (`unionfs.fuse.route`), so that both work at the same time.
 
 Invariant: a listing made in advance is given away only if nothing has changed in the union since
@@ -18,7 +18,6 @@ from collections import OrderedDict
 from typing import Final
 
 from unionfs.fuse import protocol
-from unionfs.fuse.background import Background
 from unionfs.fuse.lane_request import Context, Request
 from unionfs.fuse.route import Route
 
@@ -74,18 +73,10 @@ class Lists:
         self._route = Route()
         self._made: OrderedDict[_Place, _Part] = OrderedDict()
         self._wanted: list[_Wanted] = []
-        self._maker = Background("unionfs-lists", self._take, self._make)
+        self._thread = context.thread
+        self._thread.add("making listings in advance", self._take, self._make)
         #: Parts that were made in advance and given away.
         self.foreseen = 0
-
-    @property
-    def busy(self) -> bool:
-        """Whether a listing is being made in advance."""
-        return self._maker.busy
-
-    def close(self) -> None:
-        """Stop making listings in advance."""
-        self._maker.close()
 
     def forget(self, inode: int) -> None:
         """Drop the listing of a directory that the kernel knows no longer; needs the lock."""
@@ -189,10 +180,10 @@ class Lists:
         wanted = [(number, 0, part.room) for number in route.ahead(_WAITING // 2)]
         if offset and part.entries:
             wanted.insert(0, (part.directory, part.following, part.room))
-        with self._maker.lock:
+        with self._thread.lock:
             self._wanted = wanted
             if wanted:
-                self._maker.wake()
+                self._thread.wake()
 
     def _take(self) -> _Wanted | None:
         return self._wanted.pop(0) if self._wanted else None

@@ -77,15 +77,6 @@ class Reads:
             Op.READDIRPLUS: self.readdirplus,
         }
 
-    @property
-    def busy(self) -> bool:
-        """Whether something is being done in advance."""
-        return self._lists.busy
-
-    def close(self) -> None:
-        """Stop what is done in advance."""
-        self._lists.close()
-
     # -- names and attributes ------------------------------------------------------
 
     def lookup(self, request: Request) -> Outcome:

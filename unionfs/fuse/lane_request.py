@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Final
 
 from unionfs.fuse import protocol
+from unionfs.fuse.background import Background
 from unionfs.fuse.lane_state import Files, Listings
 from unionfs.fuse.lane_work import LaneWork
 from unionfs.fuse.options import MountOptions
@@ -70,7 +71,8 @@ class Request:
 class Context:
     """One engine with its `lock` and all that answering for it needs.
 
-    `notify` sends the kernel a notification: its code and payload.
+    `thread` does what is done in advance; `notify` sends the kernel a notification: its code
+    and payload.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class Context:
         options: MountOptions,
         policy: Policy,
         ahead: ReadAhead,
+        thread: Background,
         reply: Callable[[int, int, bytes], None],
         notify: Callable[[int, bytes], None],
     ) -> None:
@@ -88,6 +91,7 @@ class Context:
         self.options = options
         self.policy = policy
         self.ahead = ahead
+        self.thread = thread
         self.notify = notify
         self.work = LaneWork(engine, self.lock, reply)
         self.files = Files(engine)

@@ -54,20 +54,24 @@ _MOMENT: Final = 100e-6
 class ReadAhead:
     """Sends files of `engine` to the kernel over the device `fd`.
 
-    `lock` is the engine's; it is never taken while the sender's own is held. With `on` false
-    everything is ignored.
+    `lock` is the engine's; it is never taken while that of `thread`, which does the sending, is
+    held. Until that has ended READ must be answered: it may wait for the lock of a page. With
+    `on` false everything is ignored.
     """
 
-    def __init__(self, fd: int, engine: Engine, lock: threading.Lock, *, on: bool) -> None:
+    def __init__(
+        self, fd: int, engine: Engine, lock: threading.Lock, thread: Background, *, on: bool
+    ) -> None:
         self._fd = fd
         self._engine = engine
         self._lock = lock
         self._on = on
         self._writable = on and not engine.read_only
         self._guess = Guess()
-        self._sender = Background("unionfs-ahead", self._take, self._send_all)
+        self._thread = thread
+        thread.add("read-ahead across files", self._take, self._send_all)
         #: The sender's own lock.
-        self._mine = self._sender.lock
+        self._mine = thread.lock
         self._held: set[int] = set()
         #: Files that may have been opened for sending.
         self._batch: frozenset[int] = frozenset()
@@ -78,14 +82,8 @@ class ReadAhead:
         #: Files sent.
         self.sent = 0
 
-    @property
-    def busy(self) -> bool:
-        """Whether files are being sent."""
-        return self._sender.busy
-
     def close(self) -> None:
-        """Stop sending. Until then READ must be answered: the sender may wait for a page's lock."""
-        self._sender.close()
+        """Give back what is sent from; `thread` must have ended."""
         self._view.release()
         self._room.close()
 
@@ -97,7 +95,7 @@ class ReadAhead:
             return
         with self._mine:
             self._guess.listed(directory, files, anew=anew)
-            self._sender.wake()
+            self._thread.wake()
 
     def asked(self, directory: int, file: int) -> None:
         """Note that a file's first bytes are asked for."""
@@ -105,7 +103,7 @@ class ReadAhead:
             return
         with self._mine:
             self._guess.asked(directory, file)
-            self._sender.wake()
+            self._thread.wake()
 
     def hold(self, file: int) -> bool:
         """Send a file no more, and not the rest of it; tell whether it is still on its way."""
@@ -142,7 +140,7 @@ class ReadAhead:
 
     def _send_all(self, files: list[int]) -> bool:
         with self._lock:
-            opened = self._engine.open_layer_files(files, _LARGEST)
+            opened = self._engine.open_layer_files(files)
         going = True
         for file, fd in opened:
             try:

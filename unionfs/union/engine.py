@@ -294,12 +294,12 @@ class Engine(Closing):
         self.changes += bool(flags & os.O_TRUNC)
         return self._handles.open(self._tree.node(ino), flags)
 
-    def open_layer_files(self, inos: Iterable[int], largest: int) -> list[tuple[int, int]]:
+    def open_layer_files(self, inos: Iterable[int]) -> list[tuple[int, int]]:
         """Open those that are regular files of layers; return (inode, fd), the caller's to close.
 
-        Left out is what cannot be opened, what is empty, and what has more than `largest` bytes.
+        Left out is what cannot be opened.
         """
-        return listing.open_files(self._tree, inos, largest)
+        return listing.open_files(self._tree, inos)
 
     def read(self, fh: int, offset: int, size: int) -> bytes:
         """Read up to `size` bytes."""

@@ -65,10 +65,10 @@ def attributes(tree: Tree, directory: DirNode, names: Sequence[bytes]) -> list[A
     return found
 
 
-def open_files(tree: Tree, inos: Iterable[int], largest: int) -> list[tuple[int, int]]:
+def open_files(tree: Tree, inos: Iterable[int]) -> list[tuple[int, int]]:
     """Open those that are regular files of layers; return (inode, fd), the caller's to close.
 
-    Left out is what cannot be opened, what is empty, and what has more than `largest` bytes.
+    Left out is what cannot be opened.
     """
     found = []
     flags = _READ | os.O_NOATIME
@@ -91,8 +91,5 @@ def open_files(tree: Tree, inos: Iterable[int], largest: int) -> list[tuple[int,
                 fd = os.open(node.name, flags, dir_fd=directory)
         except OSError:
             continue
-        if 0 < os.fstat(fd).st_size <= largest:
-            found.append((ino, fd))
-        else:
-            os.close(fd)
+        found.append((ino, fd))
     return found
