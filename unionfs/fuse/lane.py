@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import mmap
 import os
 import select
 import socket
@@ -165,9 +166,10 @@ class Lane:
             self._on_end()
 
     def _serve(self) -> None:
-        buffer = bytearray(_BUFFER)
-        buffers = [buffer]
-        view = memoryview(buffer)
+        # What is to be written begins with a page: those are copied faster.
+        area = memoryview(mmap.mmap(-1, mmap.PAGESIZE + _BUFFER))
+        view = area[mmap.PAGESIZE - protocol.IN_HEADER.size - protocol.WRITE_IN.size :]
+        buffers = [view]
         device, ready = select.poll(), select.poll()
         device.register(self._fd, select.POLLIN)
         ready.register(self._fd, select.POLLIN)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import mmap
 import os
 import struct
 from collections.abc import Callable
@@ -35,7 +36,8 @@ __all__ = ["Reads"]
 
 _log = logging.getLogger(__name__)
 
-_OUT_HEADER: Final = protocol.OUT_HEADER.size
+#: Where contents begin in what they are read into: aligned pages are copied faster.
+_START: Final = mmap.PAGESIZE
 _STATFS: Final = struct.Struct("=QQQQQIIII24x")
 _COUNT: Final = struct.Struct("=Q")
 _GENTLE: Final = (errno.EOPNOTSUPP, errno.EINVAL)
@@ -54,7 +56,7 @@ class Reads:
         self.offered = InitFlag(0)
         absent_s, absent_ns = protocol.timeout(context.options.negative_timeout)
         self._absent = protocol.ENTRY_OUT.pack(0, 0, absent_s, 0, absent_ns, *[0] * 17)
-        self._buffer = bytearray()
+        self._room = memoryview(mmap.mmap(-1, _START))
         self.table: dict[int, Callable[[Request], Outcome]] = {
             Op.LOOKUP: self.lookup,
             Op.FORGET: self.forget,
@@ -187,9 +189,9 @@ class Reads:
     def read(self, request: Request) -> Outcome:
         """Read from the page cache; what is not there is waited for by a worker."""
         _, offset, size, *_ = protocol.WRITE_IN.unpack_from(request.body)
-        if len(self._buffer) < _OUT_HEADER + size:
-            self._buffer = bytearray(_OUT_HEADER + size)
-        room = memoryview(self._buffer)[_OUT_HEADER : _OUT_HEADER + size]
+        if len(self._room) < _START + size:
+            self._room = memoryview(mmap.mmap(-1, _START + size))
+        room = self._room[_START : _START + size]
         self._ahead.hold(request.nodeid)
         with self._lock:
             if not offset:
@@ -201,7 +203,7 @@ class Reads:
                 own = os.dup(fd)
                 self._context.work.read(request.unique, own, offset, size)
                 return LATER
-        return memoryview(self._buffer)[: _OUT_HEADER + done]
+        return self._room[_START - protocol.OUT_HEADER.size : _START + done]
 
     # -- directories -------------------------------------------------------------------
 

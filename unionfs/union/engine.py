@@ -18,7 +18,7 @@ from typing import Any, Self
 
 import attrs
 
-from unionfs.branch import whiteout
+from unionfs.branch import Status, whiteout
 from unionfs.closing import Closing
 from unionfs.union import introspect, listing, provenance
 from unionfs.union.changes import Changes
@@ -219,9 +219,9 @@ class Engine(Closing):
 
     # -- names ---------------------------------------------------------------------
 
-    def _counted(self, node: Node) -> Attr:
+    def _counted(self, node: Node, status: Status | None = None) -> Attr:
         node.refs += 1
-        return self._tree.attr(node)
+        return self._tree.attr(node) if status is None else self._tree.present(node, status)
 
     def mknod(self, parent: int, name: bytes, mode: int, rdev: int, caller: Caller) -> Attr:
         """Make a device, fifo, socket or empty file; counts one reference."""
@@ -230,23 +230,20 @@ class Engine(Closing):
         if not stat.S_IFMT(mode):
             mode |= stat.S_IFREG
         changes = self._writable()
-        return self._counted(
-            changes.names.make(self._tree.dir(parent), name, mode, caller, rdev=rdev)
-        )
+        made = changes.names.make(self._tree.dir(parent), name, mode, caller, rdev=rdev)
+        return self._counted(*made)
 
     def mkdir(self, parent: int, name: bytes, mode: int, caller: Caller) -> Attr:
         """Make a directory; counts one reference."""
-        return self._counted(
-            self._writable().names.mkdir(self._tree.dir(parent), name, mode, caller)
-        )
+        made = self._writable().names.mkdir(self._tree.dir(parent), name, mode, caller)
+        return self._counted(*made)
 
     def symlink(self, parent: int, name: bytes, target: bytes, caller: Caller) -> Attr:
         """Make a symbolic link; counts one reference."""
         mode = stat.S_IFLNK | 0o777
         changes = self._writable()
-        return self._counted(
-            changes.names.make(self._tree.dir(parent), name, mode, caller, target=target)
-        )
+        made = changes.names.make(self._tree.dir(parent), name, mode, caller, target=target)
+        return self._counted(*made)
 
     def link(self, ino: int, parent: int, name: bytes) -> Attr:
         """Give a file one more name; counts one reference."""
@@ -264,9 +261,9 @@ class Engine(Closing):
             if existing is not None:
                 fh = self._handles.open(existing, flags)
                 return fh, self._counted(existing)
-        node, fd = changes.names.create(directory, name, mode, caller)
-        fh = self._handles.adopt(node, fd)
-        return fh, self._counted(node)
+        made, fd = changes.names.create(directory, name, mode, caller)
+        fh = self._handles.adopt(made[0], fd)
+        return fh, self._counted(*made)
 
     def unlink(self, parent: int, name: bytes) -> None:
         """Remove a file's name."""

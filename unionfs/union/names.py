@@ -48,6 +48,10 @@ def _read_umask() -> int:
     return _PERM
 
 
+#: What has been made, and its status if that is still right.
+Made = tuple[Node, Status | None]
+
+
 class Names:
     """Changes of names in one engine that has a rw branch."""
 
@@ -64,26 +68,26 @@ class Names:
 
     # -- making ------------------------------------------------------------------
 
-    def create(self, parent: DirNode, name: bytes, mode: int, caller: Caller) -> tuple[Node, int]:
-        """Create a regular file; return its node and an fd open for reading and writing."""
+    def create(self, parent: DirNode, name: bytes, mode: int, caller: Caller) -> tuple[Made, int]:
+        """Create a regular file; return it and an fd open for reading and writing."""
         fd, hidden = self._prepare(parent, name)
         mode = stat.S_IFREG | stat.S_IMODE(mode)
         gid, mode, access, _ = self._inherited(parent, caller.gid, mode)
         wanted = (mode, caller.uid, gid)
         if not hidden and not access and self._is_plain(*wanted):
             file = os.open(name, _CREATE, stat.S_IMODE(mode), dir_fd=fd)
-            status = self._made_in_place(fd, name, wanted)
+            made = self._made_in_place(fd, parent, name, wanted)
         else:
             temp = self._work.new_name()
             file = self._writer.create_file(self._work.fd, temp, *wanted)
             try:
-                status = self._install(parent, name, temp, access=access)
+                made = self._install(parent, name, temp, access=access)
             except OSError:
                 os.close(file)
                 raise
-        return self._enter(parent, name, status), file
+        return made, file
 
-    def mkdir(self, parent: DirNode, name: bytes, mode: int, caller: Caller) -> Node:
+    def mkdir(self, parent: DirNode, name: bytes, mode: int, caller: Caller) -> Made:
         """Create a directory, opaque if something lower is hidden at its name."""
         fd, hidden = self._prepare(parent, name)
         mode = stat.S_IFDIR | stat.S_IMODE(mode)
@@ -92,16 +96,16 @@ class Names:
         opaque = self._tree.lower_fmt(parent, name) is not None
         if not hidden and not default and self._is_plain(*wanted):
             os.mkdir(name, stat.S_IMODE(mode), dir_fd=fd)
-            status = self._made_in_place(fd, name, wanted)
+            made = self._made_in_place(fd, parent, name, wanted)
         else:
             temp = self._work.new_name()
             self._writer.create(self._work.fd, temp, *wanted)
-            status = self._install(parent, name, temp, access, default, opaque=opaque)
-        node = self._enter(parent, name, status)
+            made = self._install(parent, name, temp, access, default, opaque=opaque)
+        node, _ = made
         if isinstance(node, DirNode):
             node.scan, node.listing = DirScan(), {}
             node.scan.opaque = opaque
-        return node
+        return made
 
     def make(
         self,
@@ -111,19 +115,17 @@ class Names:
         caller: Caller,
         rdev: int = 0,
         target: bytes = b"",
-    ) -> Node:
+    ) -> Made:
         """Create a symbolic link, device, fifo, socket or (mknod) an empty file."""
         fd, hidden = self._prepare(parent, name)
         gid, mode, access, _ = self._inherited(parent, caller.gid, mode)
         wanted = (mode, caller.uid, gid)
         if stat.S_ISLNK(mode) and not hidden and self._is_plain(*wanted):
             os.symlink(target, name, dir_fd=fd)
-            status = self._made_in_place(fd, name, wanted)
-        else:
-            temp = self._work.new_name()
-            self._writer.create(self._work.fd, temp, *wanted, rdev=rdev, target=target)
-            status = self._install(parent, name, temp, access)
-        return self._enter(parent, name, status)
+            return self._made_in_place(fd, parent, name, wanted)
+        temp = self._work.new_name()
+        self._writer.create(self._work.fd, temp, *wanted, rdev=rdev, target=target)
+        return self._install(parent, name, temp, access)
 
     def link(self, node: Node, parent: DirNode, name: bytes) -> None:
         """Give a file one more name."""
@@ -144,7 +146,7 @@ class Names:
                 dst_dir_fd=self._work.fd,
                 follow_symlinks=False,
             )
-            status = self._install(parent, name, temp)
+            status = self._move_in(parent, name, temp)
         else:
             fd = self._tree.fd(parent, UPPER)
             os.link(source, name, src_dir_fd=source_fd, dst_dir_fd=fd, follow_symlinks=False)
@@ -176,8 +178,10 @@ class Names:
         readable = mode & floor == floor or stat.S_ISLNK(mode)
         return uid == 0 and gid == 0 and readable
 
-    def _made_in_place(self, fd: int, name: bytes, wanted: tuple[int, int, int]) -> Status:
-        """Return the status of an entry just made; correct what the directory imposed."""
+    def _made_in_place(
+        self, fd: int, parent: DirNode, name: bytes, wanted: tuple[int, int, int]
+    ) -> Made:
+        """Enter what has just been made; correct what the directory imposed."""
         status = self._writer.branch.status(fd, name)
         mode, uid, gid = wanted
         if stat.S_ISLNK(mode):
@@ -185,7 +189,7 @@ class Names:
         if (status.mode, status.uid, status.gid) != (mode, uid, gid):
             self._writer.set_attributes(fd, name, mode, uid, gid)
             status = self._writer.branch.status(fd, name)
-        return status
+        return self._enter(parent, name, status), status
 
     def _install(
         self,
@@ -196,8 +200,8 @@ class Names:
         default: bytes = b"",
         *,
         opaque: bool = False,
-    ) -> Status:
-        """Move a finished entry from the work area to its name, over a whiteout if any."""
+    ) -> Made:
+        """Move an entry from the work area to its name, over a whiteout if any; enter it."""
         work_fd = self._work.fd
         try:
             if access:
@@ -210,16 +214,24 @@ class Names:
                     self._work.make_opaque(inner)
                 finally:
                     os.close(inner)
+        except OSError:
+            self.empty_trash(temp)
+            raise
+        return self._enter(parent, name, self._move_in(parent, name, temp)), None
+
+    def _move_in(self, parent: DirNode, name: bytes, temp: bytes) -> Status:
+        """Move a finished entry to its name; return its status, the ctime that before."""
+        work_fd = self._work.fd
+        scan = self._tree.scan(parent)
+        try:
             status = self._writer.branch.status(work_fd, temp)
-            scan = self._tree.scan(parent)
             place = self._place(parent, name)
             steps = [Step(Op.MOVE, place, self._journal.work_place(temp))]
             if name in scan.whiteouts:
                 steps.append(Step(Op.UNHIDE, place))
             self._journal.run(steps)
         except OSError:
-            with contextlib.suppress(OSError):
-                remove_tree(work_fd, temp)
+            self.empty_trash(temp)
             raise
         scan.whiteouts.discard(name)
         return status
