@@ -19,11 +19,11 @@ from unionfs.fuse.idmap import IdMap, map_acl
 from unionfs.insight.engines.seen import Seen, Shown, kept_xattrs
 from unionfs.insight.engines.workplace import LeftOutError, RefusedError
 from unionfs.insight.probe import join
+from unionfs.kernel.trees import open_inner
 from unionfs.union import Attr, Engine
 
 __all__ = ["Ids", "read_directory", "read_engine"]
 
-_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _DEVICES: Final = (stat.S_IFCHR, stat.S_IFBLK)
 _CHUNK: Final = 1 << 20
@@ -82,7 +82,7 @@ def read_directory(root: bytes, ids: Ids) -> Iterator[Shown]:
 def _listed(top: int, path: bytes) -> tuple[int, list[bytes]]:
     """Open and list a directory."""
     try:
-        fd = _open_inner(top, path)
+        fd = open_inner(top, path)
         try:
             return fd, [os.fsencode(name) for name in os.listdir(b"/proc/self/fd/%d" % fd)]
         except OSError:
@@ -93,18 +93,6 @@ def _listed(top: int, path: bytes) -> tuple[int, list[bytes]]:
         if error.errno in _DENIED:
             raise LeftOutError(f"you may not read {shown} there") from error
         raise RefusedError(f"{shown} cannot be listed: {error.strerror}") from error
-
-
-def _open_inner(top: int, path: bytes) -> int:
-    """Open a directory one component at a time: a path may be longer than the kernel takes."""
-    fd = os.open(b".", _DIRECTORY, dir_fd=top)
-    for name in path.split(b"/") if path else ():
-        try:
-            inner = os.open(name, _DIRECTORY, dir_fd=fd)
-        finally:
-            os.close(fd)
-        fd = inner
-    return fd
 
 
 def _key(st: os.stat_result) -> Hashable:
