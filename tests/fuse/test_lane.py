@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.asking import ask
 from support.fuseplace import LAYER, WAYS, Place, place_for, tree_of
 
 pytestmark = pytest.mark.fuse
@@ -298,3 +299,17 @@ def test_roots_mounts_read_far_ahead(root: Place) -> None:
         assert file.read() == "1024\n"
     root.sh("cat mnt/big | cmp -n 8388608 - /dev/zero")
     root.umount()
+
+
+def test_a_file_that_is_read_at_once_is_not_kept_open(user: Place) -> None:
+    user.sh(
+        "for i in $(seq 50); do echo $i > base/small$i; done; head -c 600000 /dev/zero > base/big"
+    )
+    user.mount(rw="rw", options=["noahead"])
+    assert user.sh("cat mnt/small* | sort -n | tail -1") == "50\n"
+    assert ask(user, "stats")["open_files"] == 0
+    assert user.sh("cmp mnt/big base/big; cat mnt/small7") == "7\n"
+    assert ask(user, "stats")["open_files"] == 1
+    user.sh("echo more >> mnt/small7")
+    assert user.sh("cat mnt/small7") == "7\nmore\n"
+    user.umount()

@@ -192,18 +192,37 @@ class Reads:
         if len(self._room) < _START + size:
             self._room = memoryview(mmap.mmap(-1, _START + size))
         room = self._room[_START : _START + size]
-        self._ahead.hold(request.nodeid)
+        inode, engine = request.nodeid, self._engine
+        self._ahead.hold(inode)
         with self._lock:
             if not offset:
-                parent = self._engine.parent_of_file(request.nodeid)
-                self._ahead.asked(parent, request.nodeid)
-            fd = self._engine.fileno(self._files.handle(request.nodeid))
+                self._ahead.asked(engine.parent_of_file(inode), inode)
+                done = self._read_once(inode, room)
+                if done:
+                    return self._room[_START - protocol.OUT_HEADER.size : _START + done]
+            fd = engine.fileno(self._files.handle(inode))
             done = _read_cached(fd, room, offset)
             if done < size and offset + done < os.fstat(fd).st_size:
                 own = os.dup(fd)
                 self._context.work.read(request.unique, own, offset, size)
                 return LATER
         return self._room[_START - protocol.OUT_HEADER.size : _START + done]
+
+    def _read_once(self, inode: int, room: memoryview) -> int:
+        """Read the beginning of a file that is not open, all that there is room for or nothing.
+
+        Most files are small and read once: for those a handle would be made for nothing.
+        """
+        if inode in self._files:
+            return 0
+        fd = self._engine.open_once(inode)
+        if fd < 0:
+            return 0
+        try:
+            done = _read_cached(fd, room, 0)
+            return done if done == len(room) or done == os.fstat(fd).st_size else 0
+        finally:
+            os.close(fd)
 
     # -- directories -------------------------------------------------------------------
 

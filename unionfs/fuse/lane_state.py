@@ -43,6 +43,9 @@ class Files:
     def __len__(self) -> int:
         return len(self._handles)
 
+    def __contains__(self, ino: int) -> bool:
+        return ino in self._handles
+
     def handle(self, ino: int) -> int:
         """Return the handle of a regular file, opened if need be."""
         handle = self._handles.get(ino)

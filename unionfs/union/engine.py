@@ -291,6 +291,11 @@ class Engine(Closing):
         self.changes += bool(flags & os.O_TRUNC)
         return self._handles.open(self._tree.node(ino), flags)
 
+    def open_once(self, ino: int) -> int:
+        """Open a regular file of a layer, the descriptor the caller's to close; -1 if it cannot."""
+        opened = listing.open_files(self._tree, (ino,))
+        return opened[0][1] if opened else -1
+
     def open_layer_files(self, inos: Iterable[int]) -> list[tuple[int, int]]:
         """Open those that are regular files of layers; return (inode, fd), the caller's to close.
 
