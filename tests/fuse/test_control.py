@@ -304,6 +304,20 @@ def test_undoing_is_seen_at_once_and_disturbs_nobody(place: Place, adapter: str)
     assert place.leftovers() == []
 
 
+def test_what_a_reset_brings_back_is_seen_though_it_was_missed_before(
+    root: Place, adapter: str
+) -> None:
+    """Also in a directory that leaves the rw branch as a whole, and below."""
+    root.sh("mkdir -p base/d/e/g; echo ccc > base/d/e/c; echo ddd > base/d/e/g/d")
+    mounted(root, adapter)
+    gone = "for f in d/b d/e/c d/e/g/d; do rm mnt/$f; ! cat mnt/$f 2>/dev/null; done"
+    for path in ("/d", "/"):
+        root.sh(f"{gone}; rmdir mnt/d/e/g; ! ls mnt/d/e/g 2>/dev/null")
+        ask(root, "reset", path=path)
+        assert root.sh("cat mnt/d/b mnt/d/e/c mnt/d/e/g/d; ls mnt/d/e") == "bbbccc\nddd\nc\ng\n"
+    root.umount()
+
+
 def test_undoing_while_others_work(root: Place, adapter: str) -> None:
     """Requests in the same directories at the same time: nothing hangs, nothing is stale."""
     mounted(root, adapter)

@@ -127,7 +127,10 @@ class Reconcile:
             current, wanted = pending.pop()
             current.opens += 1
             held.append(current)
-            self._refresh(current)
+            if wanted is None:
+                self._appear(current)
+            else:
+                self._refresh(current)
             for name, child in list(current.children.items()):
                 if wanted is not None and name not in wanted:
                     if isinstance(child, DirNode):
@@ -138,6 +141,16 @@ class Reconcile:
         for current in reversed(held):
             current.opens -= 1
             self._tree.release(current)
+
+    def _appear(self, node: DirNode) -> None:
+        """Refresh a directory of which all was taken back; note what was not there before."""
+        before = set() if node.scan is None else set(self._tree.names(node))
+        self._refresh(node)
+        self.entries += [
+            (node.ino, name)
+            for name in self._tree.names(node)
+            if name not in before and not isinstance(node.children.get(name), DirNode)
+        ]
 
     def _refresh(self, node: DirNode) -> None:
         node.scan = node.listing = node.inherit = None
