@@ -21,6 +21,7 @@ __all__ = [
     "CLONE_NEWNS",
     "CLONE_NEWPID",
     "CLONE_NEWUSER",
+    "FALLOC_PUNCH_HOLE",
     "MNT_DETACH",
     "MS_BIND",
     "MS_NODEV",
@@ -72,6 +73,7 @@ RENAME_EXCHANGE: Final = 0x2
 CLONE_FS: Final = 0x200
 CAP_SYS_MODULE: Final = 16
 CAP_SYS_ADMIN: Final = 21
+FALLOC_PUNCH_HOLE: Final = 2
 _FICLONE: Final = 0x40049409
 # The new mount API has one number per call on every architecture (but alpha).
 _SYS_MOVE_MOUNT: Final = 429

@@ -26,32 +26,138 @@ def _count(place: Place, kind: str) -> int:
     return int(ask(place, "stats")["requests"].get(kind, {}).get("count", 0))
 
 
-def test_holes_are_found(user: Place) -> None:
+def test_holes_are_found_where_nothing_can_be_written(user: Place) -> None:
     user.sh("truncate -s 64M base/holes; printf end >> base/holes")
-    user.mount(rw="rw")
+    user.mount()
     user.py("""
-import os
+import errno, os
 end = 64 << 20
-for writer in (False, True):
-    fd = os.open("mnt/holes", os.O_RDWR if writer else os.O_RDONLY)
-    if writer:
-        os.pwrite(fd, b"start", 0)
-        assert os.lseek(fd, 0, os.SEEK_DATA) == 0
-        assert os.lseek(fd, 0, os.SEEK_HOLE) < 1 << 20
-    data = os.lseek(fd, 1 << 20, os.SEEK_DATA)
-    assert end - (1 << 16) < data <= end, data
-    assert os.lseek(fd, end, os.SEEK_HOLE) == end + 3
-    try:
-        os.lseek(fd, end + 3, os.SEEK_DATA)
-    except OSError as error:
-        assert error.errno == 6, error
-    else:
-        raise AssertionError
-    os.close(fd)
+fd = os.open("mnt/holes", os.O_RDONLY)
+data = os.lseek(fd, 1 << 20, os.SEEK_DATA)
+assert end - (1 << 16) < data <= end, data
+assert os.lseek(fd, 0, os.SEEK_HOLE) == 0
+assert os.lseek(fd, end, os.SEEK_HOLE) == end + 3
+for offset in (end + 3, -1):
+    for how in (os.SEEK_DATA, os.SEEK_HOLE):
+        try:
+            os.lseek(fd, offset, how)
+        except OSError as error:
+            assert error.errno == errno.ENXIO, error
+        else:
+            raise AssertionError
 """)
     user.sh("cp --sparse=auto mnt/holes copy; cmp copy mnt/holes")
     assert (user.path / "copy").stat().st_blocks < 1 << 10
     user.umount()
+
+
+def test_what_a_mapping_has_not_written_out_yet_is_no_hole(user: Place) -> None:
+    user.sh("truncate -s 1M base/sparse")
+    user.mount(rw="rw")
+    user.py("""
+import mmap, os, subprocess
+for name in ("sparse", "new"):
+    fd = os.open("mnt/" + name, os.O_RDWR | os.O_CREAT)
+    os.ftruncate(fd, 1 << 20)
+    area = mmap.mmap(fd, 1 << 20)
+    area[500000:500005] = b"DIRTY"
+    subprocess.run(["cp", "mnt/" + name, "copy"], check=True)
+    assert open("copy", "rb").read()[500000:500005] == b"DIRTY", name
+""")
+    user.umount()
+
+
+#: Copying and allocating wait in the daemon until the file `go` exists.
+_SLOW = """
+import os, time
+from unionfs import _sys
+def slow(call):
+    def waiting(*arguments):
+        result = call(*arguments)
+        open({base!r} + "/working", "w").close()
+        while not os.path.exists({base!r} + "/go"):
+            time.sleep(.01)
+        return result
+    return waiting
+_sys.fallocate = slow(_sys.fallocate)
+"""
+_HALF = (
+    _SLOW
+    + """
+copy = os.copy_file_range
+def half_first(source, target, count, start, offset):
+    half = slow(copy)(source, target, count // 2, start, offset)
+    return half + copy(source, target, count - half, start + half, offset + half)
+os.copy_file_range = half_first
+"""
+)
+
+
+def _patch(place: Place, code: str) -> None:
+    place.sh("mkdir patch")
+    (place.path / "patch/sitecustomize.py").write_text(code.format(base=str(place.path)))
+    place.env["PYTHONPATH"] = f"{place.path}/patch:{place.env['PYTHONPATH']}"
+
+
+def test_what_was_listed_during_a_copy_is_not_believed_after_it(user: Place) -> None:
+    """A walker is sent listings made in advance: of a file that was half as long then."""
+    user.sh("for i in $(seq 9); do mkdir base/d$i; touch base/d$i/x; done")
+    user.sh("head -c 1000000 /dev/urandom > base/source")
+    _patch(user, _HALF)
+    user.mount(rw="rw")
+    user.py("""
+import os, sitecustomize, threading, time
+order = [entry.name for entry in os.scandir("mnt") if entry.is_dir()]
+source = os.open("mnt/source", os.O_RDONLY)
+path = f"mnt/{order[6]}/target"
+target = os.open(path, os.O_RDWR | os.O_CREAT)
+for name in order[:2]:
+    os.listdir("mnt/" + name)
+done = []
+def copy():
+    done.append(sitecustomize.copy(source, target, 1000000, 0, 0))
+thread = threading.Thread(target=copy)
+thread.start()
+deadline = time.monotonic() + 30
+while not os.path.exists("working"):
+    assert time.monotonic() < deadline
+os.listdir("mnt/" + order[2])
+time.sleep(.3)  # for the listings that follow
+open("go", "w").close()
+thread.join()
+os.listdir("mnt/" + order[6])
+assert done == [1000000], done
+assert os.stat(path).st_size == 1000000, os.stat(path)
+assert open(path, "rb").read() == open("base/source", "rb").read()
+""")
+    user.umount()
+
+
+def test_allocating_holds_up_nobody_else(user: Place) -> None:
+    _patch(user, _SLOW)
+    user.mount(rw="rw")
+    user.sh("echo new > mnt/new")
+    with user.start("fallocate", "-l", "100000", "mnt/new") as child:
+        user.py("""
+import os, time
+deadline = time.monotonic() + 30
+while not os.path.exists("working"):
+    assert time.monotonic() < deadline
+assert open("mnt/f").read() == "lower"
+open("mnt/other", "w").close()
+open("go", "w").close()
+""")
+        assert child.wait(30) == 0
+    user.umount()
+    assert (user.path / "rw/new").stat().st_size == 100000
+
+
+def test_a_refused_allocation_copies_nothing_up(user: Place) -> None:
+    user.mount(rw="rw")
+    assert "No space left" in user.fails("fallocate -l 20000T mnt/f")
+    assert "not supported" in user.fails("fallocate --collapse-range -o 0 -l 4096 mnt/f")
+    user.umount()
+    assert user.sh("ls -A rw") == ""
 
 
 def test_ranges_are_cut_out_of_a_copy_and_allocated(user: Place) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import random
+import stat
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -256,6 +257,27 @@ def test_a_view_follows_the_branch_step_by_step(three: Union) -> None:
             assert view.tree() == live.tree(), number
             assert view.attr("").mode == live.attr("").mode
         view_engine.forget(held, 1)
+
+
+def test_files_in_use_stay_what_they_are_when_a_view_loses_their_directory(three: Union) -> None:
+    """It is copied up, or removed, by the live mount."""
+    with start(three.layers, three.rw, EngineOptions(follow=True)) as engine:
+        live = three.fs
+        directory = engine.lookup(engine.root, b"d").ino
+        files = (name for name in engine.names(directory) if name != b"new")
+        name = next(name for name in files if stat.S_ISREG(live.attr(f"d/{name.decode()}").mode))
+        before = engine.lookup(directory, name)
+        handle = engine.open(before.ino, os.O_RDONLY)
+        content = engine.read(handle, 0, 100)
+        live.create("d/another", b"")
+        again = engine.lookup(engine.lookup(engine.root, b"d").ino, name)
+        assert again == before
+        live.rmtree("d")
+        with raises_errno(errno.ENOENT):
+            engine.lookup(engine.root, b"d")
+        assert engine.getattr(before.ino).size == before.size
+        assert engine.read(handle, 0, 100) == content
+        engine.release(handle)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -19,6 +19,9 @@ __all__ = ["Background"]
 _log = logging.getLogger(__name__)
 
 
+_FAILED: Final = object()
+
+
 class _Source(NamedTuple):
     what: str
     take: Callable[[], Any]
@@ -66,25 +69,29 @@ class Background:
     def _run(self) -> None:
         while (found := self._next()) is not None:
             source, job = found
-            try:
-                goes_on = source.work(job)
-            except Exception:  # noqa: BLE001  # logged; a mount lives without
-                _log.exception("%s has failed and stays off", source.what)
-                goes_on = False
-            if not goes_on:
+            if self._safely(source, lambda: source.work(job)) is not True:  # noqa: B023  # called at once
                 with self.lock:
                     self._sources.remove(source)
+
+    @staticmethod
+    def _safely(source: _Source, call: Callable[[], Any]) -> Any:
+        try:
+            return call()
+        except Exception:  # noqa: BLE001  # logged; a mount lives without
+            _log.exception("%s has failed and stays off", source.what)
+            return _FAILED
 
     def _next(self) -> tuple[_Source, Any] | None:
         with self.lock:
             while not self._ended:
-                for source in self._sources:
-                    job = source.take()
-                    if job is not None:
-                        self._sources.remove(source)  # to the end: the others come first
+                for source in tuple(self._sources):
+                    self._sources.remove(source)  # to the end: the others come first
+                    job = self._safely(source, source.take)
+                    if job is not _FAILED:
                         self._sources.append(source)
-                        self.busy = True
-                        return source, job
+                        if job is not None:
+                            self.busy = True
+                            return source, job
                 self.busy = False
                 self.lock.wait()
             self.busy = False

@@ -25,7 +25,7 @@ __all__ = ["Guess"]
 
 _FIRST: Final = 8
 _GROWTH: Final = 4
-#: For all readers together.
+#: For all readers together, but that each may have the first few.
 _MOST: Final = 512
 #: A run: so many files asked for in order.
 _RUN: Final = 2
@@ -142,8 +142,9 @@ class Guess:
             if len(self._streams) == _STREAMS:
                 self._wrong(self._streams[0])
             self._streams.append(order)
-        order.credit = max(order.credit, order.grant)
-        order.grant = max(_FIRST, min(order.grant * _GROWTH, _MOST // len(self._streams)))
+        left = _MOST - sum(other.credit for other in self._streams if other is not order)
+        order.credit = max(order.credit, _FIRST, min(order.grant, left))
+        order.grant = min(order.grant * _GROWTH, _MOST)
 
     def _wrong(self, order: _Order) -> None:
         order.run = order.credit = 0

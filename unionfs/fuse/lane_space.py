@@ -1,11 +1,13 @@
 """Requests of the direct lane about the room that contents take: holes, allocation, copies.
 
-Invariant: a copy within the mount runs in a worker on descriptors of its own; both files are
-whatever they are at that moment, as the kernel, which holds the target's lock, expects.
+Invariant: what may take long runs in a worker on descriptors of its own, the kernel keeping
+other changes of the file away; it counts as a change once more when it is done, so that
+nothing that was looked up meanwhile is given away afterwards.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 from collections.abc import Callable
@@ -13,22 +15,20 @@ from typing import Final
 
 from unionfs import _sys
 from unionfs.fuse.lane_changes import Changes
-from unionfs.fuse.lane_request import LATER, PAIR, Context, Outcome, Request
+from unionfs.fuse.lane_request import LATER, PAIR, Context, Outcome, Request, no_system_call
 from unionfs.fuse.protocol import Op
 
 __all__ = ["Space"]
 
 #: fh, offset, whence, padding
-_LSEEK: Final = struct.Struct("=QQII")
+_LSEEK: Final = struct.Struct("=QqII")
 #: fh, offset, length, mode, padding
-_FALLOCATE: Final = struct.Struct("=QQQII")
+_FALLOCATE: Final = struct.Struct("=QqqII")
 #: fh and offset of the source; inode, fh and offset of the target; length, flags
-_COPY: Final = struct.Struct("=QQQQQQQ")
+_COPY: Final = struct.Struct("=QqQQqQQ")
 _OFFSET: Final = struct.Struct("=Q")
 #: Bytes of one copy, at most: who asked must be able to stop in between.
 _AT_ONCE: Final = 64 << 20
-#: The same for a copy that others have to wait for.
-_HELD_UP: Final = 1 << 20
 
 
 class Space:
@@ -46,56 +46,78 @@ class Space:
         }
 
     def lseek(self, request: Request) -> Outcome:
-        """Find data or a hole: what else there is to seek the kernel knows."""
+        """Find data or a hole: what else there is to seek the kernel knows.
+
+        In a rw mount it is to take everything for data: what was written through a mapping is
+        not known here before it is written out, and no request tells of it.
+        """
+        if not self._engine.read_only:
+            raise no_system_call()
         _, offset, whence, _ = _LSEEK.unpack_from(request.body)
+        if offset < 0:
+            raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
         with self._lock:
             fd = self._engine.fileno(self._files.handle(request.nodeid))
             return _OFFSET.pack(os.lseek(fd, offset, whence))
 
     def fallocate(self, request: Request) -> Outcome:
-        """Allocate, cut out or move a range."""
+        """Allocate or cut out a range."""
         _, offset, length, mode, _ = _FALLOCATE.unpack_from(request.body)
         inode = request.nodeid
         self._ahead.hold(inode)
+        with self._lock:
+            if self._engine.needs_copy_up(inode):
+                self._engine.check_allocation(mode, length)
 
         def allocate() -> bytes:
-            fd = self._engine.writable_fileno(self._files.handle(inode))
-            _sys.fallocate(fd, mode, offset, length)
+            with self._lock:
+                fd = os.dup(self._engine.writable_fileno(self._files.handle(inode)))
+            try:
+                _sys.fallocate(fd, mode, offset, length)
+            finally:
+                os.close(fd)
             return b""
 
-        return self._changes.change(request, inode, allocate)
+        return self._start(request.unique, inode, allocate)
 
     def copy_file_range(self, request: Request) -> Outcome:
         """Copy between two files of the mount; where it can the filesystem shares the blocks."""
         _, start, target, _, offset, length, _ = _COPY.unpack_from(request.body)
-        inode, unique = request.nodeid, request.unique
+        inode = request.nodeid
         self._ahead.hold(target)
 
-        def descriptors() -> tuple[int, int]:
-            files, engine = self._files, self._engine
-            out = os.dup(engine.writable_fileno(files.handle(target)))
+        def copy() -> bytes:
+            with self._lock:
+                engine, files = self._engine, self._files
+                out = os.dup(engine.writable_fileno(files.handle(target)))
+                try:
+                    source = os.dup(engine.fileno(files.handle(inode)))
+                except BaseException:
+                    os.close(out)
+                    raise
             try:
-                return os.dup(engine.fileno(files.handle(inode))), out
-            except OSError:
+                count = min(length, _AT_ONCE)
+                return PAIR.pack(os.copy_file_range(source, out, count, start, offset), 0)
+            finally:
+                os.close(source)
                 os.close(out)
-                raise
 
-        def copy_at_once() -> bytes:
-            return _copy(*descriptors(), min(length, _HELD_UP), start, offset)
+        return self._start(request.unique, target, copy)
+
+    def _start(self, unique: int, inode: int, change: Callable[[], bytes]) -> Outcome:
+        """Have a worker change a file, behind a copy-up if that is long."""
+
+        def job() -> bytes:
+            try:
+                return change()
+            finally:
+                with self._lock:
+                    self._engine.changed()
 
         with self._lock:
-            if not self._changes.is_long(target):
-                source, out = descriptors()
-                self._work.run(
-                    unique, lambda: _copy(source, out, min(length, _AT_ONCE), start, offset)
-                )
-                return LATER
-        return self._changes.change(request, target, copy_at_once)
-
-
-def _copy(source: int, target: int, length: int, start: int, offset: int) -> bytes:
-    try:
-        return PAIR.pack(os.copy_file_range(source, target, length, start, offset), 0)
-    finally:
-        os.close(source)
-        os.close(target)
+            long = self._changes.is_long(inode)
+        if long:
+            self._work.lift(unique, inode, job)
+        else:
+            self._work.run(unique, job)
+        return LATER

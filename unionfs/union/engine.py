@@ -325,9 +325,20 @@ class Engine(Closing):
         return self._handles.file(fh).fd
 
     def writable_fileno(self, fh: int) -> int:
-        """Do as `fileno` for a file that is going to be changed, after copying a lower one up."""
+        """Do as `fileno` for a file that is going to be changed, after copying a lower one up.
+
+        `changed` is to be called when it has been.
+        """
         self.changes += 1
         return self._handles.writable_fd(fh)
+
+    def changed(self) -> None:
+        """Note that a file was changed through `writable_fileno`."""
+        self.changes += 1
+
+    def check_allocation(self, mode: int, length: int) -> None:
+        """Refuse what fallocate(2) would for any file of the rw branch; copies nothing up."""
+        self._writable().work.check_allocation(mode, length)
 
     def release(self, fh: int) -> None:
         """Close a file handle."""

@@ -57,6 +57,7 @@ class FollowingTree(Tree):
             found.more.remove((node, name))
             if found.parent is not None:
                 found.more.append((found.parent, found.name))
+            self.release_anchor(found)
             found.parent, found.name = node, name
         return met
 
@@ -85,6 +86,13 @@ class FollowingTree(Tree):
         return not isinstance(known, DirNode) or known.lower == lower
 
     def _retire(self, node: DirNode, name: bytes, known: Node) -> None:
+        pending = [known]
+        while pending:  # what is in use below stays where it is
+            current = pending.pop()
+            if isinstance(current, DirNode):
+                for child in current.children.values():
+                    self.anchor(child, current)
+                    pending.append(child)
         self.detach(known, node, name)
         if not known.gone:
             return

@@ -38,10 +38,11 @@ Inherit = tuple[int, bytes]
 class _Besides:
     """What most nodes do without; the values here are theirs."""
 
-    __slots__ = ("anchor", "fd", "fd_writable", "gone", "key", "more", "opens")
+    __slots__ = ("anchor", "fd", "fd_writable", "gone", "key", "links", "more", "opens")
 
     def __init__(self) -> None:
         self.key: Key | None = None
+        self.links = 1
         self.opens = 0
         self.fd = -1
         self.fd_writable = False
@@ -82,7 +83,7 @@ class Node:
     """A file that is not a directory, with all its known names.
 
     `branch` gives its backing file. `key` is that file's identity where another name may lead to
-    it: always in the rw branch, in a layer if it has several links or its name is gone. `fd` is
+    it: always in the rw branch, in a layer if it has several `links` or its name is gone. `fd` is
     the one backing fd shared by all handles, `fd_writable` its mode.
     `anchor` is a directory fd in which a file without a name in the union still is `name`.
     """
@@ -90,6 +91,7 @@ class Node:
     __slots__ = ("besides", "branch", "fmt", "ino", "name", "nlink", "parent", "refs")
 
     key = _Rare["Key | None"]()
+    links = _Rare[int]()
     opens = _Rare[int]()
     fd = _Rare[int]()
     fd_writable = _Rare[bool]()

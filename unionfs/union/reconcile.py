@@ -110,10 +110,9 @@ class Reconcile:
             return
         count = self._tree.count_links
         for node in list(self._tree.inodes.by_ino.values()):
-            # One of a layer without a key has one link.
-            if node.is_dir or node.gone or node.branch == UPPER or node.key is None:
+            if node.is_dir or node.gone or node.branch == UPPER or node.links == 1:
                 continue
-            before, node.nlink = node.nlink, self._tree.status(node).nlink
+            before, node.nlink = node.nlink, node.links
             if count is not None:
                 node.nlink = count(node)
             if node.nlink != before:

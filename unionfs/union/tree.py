@@ -120,6 +120,10 @@ class Tree:
         if node.fd >= 0:
             os.close(node.fd)
             node.fd = -1
+        self.release_anchor(node)
+
+    def release_anchor(self, node: Node) -> None:
+        """Let a file go that was held without a name."""
         if node.anchor >= 0:
             if node.anchor != self.work_fd:
                 self.anchors.release(node.anchor)
@@ -330,8 +334,10 @@ class Tree:
                 inner.status = status
         else:
             node = Node(ino, position, fmt, parent, name)
-            if position == UPPER or status.nlink > 1:
+            # Without trust in children a directory may be made anew over files that are in use.
+            if position == UPPER or status.nlink > 1 or not self.trusts_children:
                 node.nlink = status.nlink
+                node.links = status.nlink if position != UPPER else 1
                 node.key = self.inodes.key(position, status)
         if (
             position == UPPER
@@ -348,13 +354,7 @@ class Tree:
         """Give a node one more name, or its first one back."""
         parent.children[name] = node
         if node.gone or node.parent is None:
-            if node.anchor >= 0:
-                anchor_name = node.name
-                if node.anchor == self.work_fd:
-                    os.unlink(anchor_name, dir_fd=self.work_fd)
-                else:
-                    self.anchors.release(node.anchor)
-                node.anchor = -1
+            self.release_anchor(node)
             node.gone = False
             node.nlink = node.nlink or 1
             node.parent, node.name = parent, name
@@ -375,13 +375,15 @@ class Tree:
             if node.more:
                 node.parent, node.name = node.more.pop()
             else:
-                if node.branch != UPPER and not node.is_dir and not node.idle:
-                    self._anchor(node, parent)
+                self.anchor(node, parent)
                 node.gone = True
         elif node.more:
             node.more.remove((parent, name))
 
-    def _anchor(self, node: Node, parent: DirNode) -> None:
+    def anchor(self, node: Node, parent: DirNode) -> None:
+        """Have a layer's file that is in use found without its name in the union."""
+        if node.branch == UPPER or node.is_dir or node.idle or node.anchor >= 0:
+            return
         with contextlib.suppress(OSError):  # then it is stale for those who know it
             node.anchor = self.anchors.hold(self.fd(parent, node.branch))
             self.identify(node)

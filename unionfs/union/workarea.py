@@ -14,6 +14,7 @@ import os
 import stat
 from collections.abc import Iterator
 
+from unionfs import _sys
 from unionfs.branch import Branch, whiteout
 
 __all__ = ["JOURNAL", "WorkArea", "quiet", "remove_tree"]
@@ -47,6 +48,8 @@ class WorkArea:
         # A crashed engine's names may still be there while its journal is replayed.
         self._session = os.urandom(4).hex().encode()
         self._base_ready = False
+        #: Modes of fallocate(2) that are known to work here.
+        self._modes: set[int] = set()
         with contextlib.suppress(FileExistsError), quiet(branch.fd):
             os.mkdir(whiteout.WORK_DIR, 0o700, dir_fd=branch.fd)
         self.fd = branch.open_dir(branch.fd, whiteout.WORK_DIR)
@@ -75,6 +78,21 @@ class WorkArea:
             os.close(self.fd)
         with quiet(self._branch.fd), contextlib.suppress(OSError):
             os.rmdir(whiteout.WORK_DIR, dir_fd=self._branch.fd)
+
+    def check_allocation(self, mode: int, length: int) -> None:
+        """Refuse what fallocate(2) with `mode` does not do here, or more than there is room for."""
+        if mode not in self._modes:
+            name = self.new_name()
+            fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, dir_fd=self.fd)
+            try:
+                os.unlink(name, dir_fd=self.fd)
+                _sys.fallocate(fd, mode, 0, 1)
+            finally:
+                os.close(fd)
+            self._modes.add(mode)
+        free = os.fstatvfs(self.fd)
+        if not mode & _sys.FALLOC_PUNCH_HOLE and length > free.f_bavail * free.f_frsize:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     # -- markers -----------------------------------------------------------------
 
