@@ -45,13 +45,6 @@ def place(request: pytest.FixtureRequest) -> Iterator[Place]:
         yield found
 
 
-def _patch(place: Place, code: str) -> None:
-    """Have every Python of the place, the daemon too, run `code` when it starts."""
-    place.sh("mkdir patch")
-    (place.path / "patch/sitecustomize.py").write_text(code)
-    place.env["PYTHONPATH"] = f"{place.path}/patch:{place.env['PYTHONPATH']}"
-
-
 def _record(place: Place) -> dict[str, object]:
     (path,) = (place.path / ".run/unionfs").glob("*.json")
     record: dict[str, object] = json.loads(path.read_text())
@@ -171,7 +164,7 @@ assert {f"keep-{n}" for n in range(6, 3001)} <= set(seen)
 
 def test_a_long_copy_up_holds_up_nobody_else(user: Place) -> None:
     user.sh("truncate -s 4M base/big; echo end >> base/big")
-    _patch(user, _SLOW.format(base=str(user.path)))
+    user.patch(_SLOW.format(base=str(user.path)))
     user.mount(rw="rw")
     writers = [
         user.start("sh", "-c", f"printf {word} | dd of=mnt/big seek={seek} bs=1 conv=notrunc",
@@ -199,7 +192,7 @@ def test_a_long_copy_up_holds_up_nobody_else(user: Place) -> None:
 
 def test_a_copy_up_that_fails_is_the_writers_error(user: Place) -> None:
     user.sh("truncate -s 4M base/big")
-    _patch(user, """
+    user.patch("""
 import errno, os
 from unionfs.union import copyup
 def full(self):
@@ -216,7 +209,7 @@ copyup.CopyPlan.copy = full
 def test_reads_that_wait_for_the_disk_are_whole(user: Place) -> None:
     """Every read goes to a worker; so do fsync and a copy-up at the same time."""
     user.sh("head -c 5000001 /dev/urandom > base/big; cp base/big copy")
-    _patch(user, _COLD)
+    user.patch(_COLD)
     user.mount(rw="rw")
     user.sh("cmp mnt/big copy; cat mnt/f; cmp mnt/big copy")
     user.py("""

@@ -74,13 +74,6 @@ lane.Lane._take = late
 """
 
 
-def _patch(place: Place, code: str) -> None:
-    place.sh("mkdir -p patch")
-    with (place.path / "patch/sitecustomize.py").open("a") as file:
-        file.write(code.format(base=str(place.path)))
-    place.env["PYTHONPATH"] = f"{place.path}/patch:{place.env['PYTHONPATH']}"
-
-
 def _appears(place: Place, name: str) -> str:
     deadline = time.monotonic() + 30
     while not (place.path / name).exists():
@@ -94,7 +87,7 @@ def many(request: pytest.FixtureRequest, user: Place) -> Iterator[Place]:
     """Five directories with 100 files each, mounted."""
     user.sh("""for d in 1 2 3 4 5; do mkdir -p base/t/$d
         for f in $(seq 100); do echo $d/$f > base/t/$d/f$f; done; done""")
-    _patch(user, _COUNT)
+    user.patch(_COUNT.format(base=str(user.path)))
     rw = "rw" if request.param == "rw" else None
     user.mount(rw=rw, options=["lane"])
     yield user
@@ -128,7 +121,7 @@ for d in "12345":
 
 def test_it_can_be_switched_off(user: Place) -> None:
     user.sh("mkdir base/t; for f in $(seq 100); do echo $f > base/t/f$f; done")
-    _patch(user, _COUNT)
+    user.patch(_COUNT.format(base=str(user.path)))
     user.mount(options=["lane", "noahead"])
     user.sh("tar cf - -C mnt t | tar xf -; diff -r t base/t")
     user.umount()
@@ -201,7 +194,7 @@ def _ready(user: Place) -> None:
 @pytest.mark.parametrize("change", _CHANGES)
 def test_what_was_read_for_sending_is_not_sent_after_a_change(user: Place, change: str) -> None:
     _ready(user)
-    _patch(user, _SLOW)
+    user.patch(_SLOW.format(base=str(user.path)))
     user.mount(rw="rw", options=["lane"])
     delay = 0.3 if change in _CUTS else 20
     user.py(_CHANGE.format(change=_CHANGES[change], delay=delay))
@@ -214,7 +207,7 @@ def test_what_was_read_for_sending_is_not_sent_after_a_change(user: Place, chang
 def test_a_page_changed_through_a_mapping_survives_what_was_under_way(user: Place) -> None:
     """The kernel waits inside the sending for pages that a read has locked."""
     _ready(user)
-    _patch(user, _SLOW + _LOCKED)
+    user.patch((_SLOW + _LOCKED).format(base=str(user.path)))
     user.mount(rw="rw", options=["lane"])
     user.py(_CHANGE.format(change=_CHANGES["mapping"], delay=20))
     assert _appears(user, "sent") == "stopped"
@@ -310,7 +303,7 @@ background.Background.close = closing
 def test_requests_are_answered_until_the_last_file_is_sent(user: Place) -> None:
     """The sender may be waiting for the lock of a page that a READ has: nobody ends before."""
     _ready(user)
-    _patch(user, _SLOW + _CLOSING)
+    user.patch((_SLOW + _CLOSING).format(base=str(user.path)))
     pid = user.mount(rw="rw", options=["lane"])["pid"]
     reader = """
 import os, time

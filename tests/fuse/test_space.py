@@ -93,17 +93,11 @@ os.copy_file_range = half_first
 )
 
 
-def _patch(place: Place, code: str) -> None:
-    place.sh("mkdir patch")
-    (place.path / "patch/sitecustomize.py").write_text(code.format(base=str(place.path)))
-    place.env["PYTHONPATH"] = f"{place.path}/patch:{place.env['PYTHONPATH']}"
-
-
 def test_what_was_listed_during_a_copy_is_not_believed_after_it(user: Place) -> None:
     """A walker is sent listings made in advance: of a file that was half as long then."""
     user.sh("for i in $(seq 9); do mkdir base/d$i; touch base/d$i/x; done")
     user.sh("head -c 1000000 /dev/urandom > base/source")
-    _patch(user, _HALF)
+    user.patch(_HALF.format(base=str(user.path)))
     user.mount(rw="rw")
     user.py("""
 import os, sitecustomize, threading, time
@@ -134,7 +128,7 @@ assert open(path, "rb").read() == open("base/source", "rb").read()
 
 
 def test_allocating_holds_up_nobody_else(user: Place) -> None:
-    _patch(user, _SLOW)
+    user.patch(_SLOW.format(base=str(user.path)))
     user.mount(rw="rw")
     user.sh("echo new > mnt/new")
     with user.start("fallocate", "-l", "100000", "mnt/new") as child:

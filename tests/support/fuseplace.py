@@ -116,6 +116,13 @@ class Place:
         self.python = runtime().argv
         self._children: list[Child] = []
 
+    def patch(self, code: str) -> None:
+        """Have every Python of the place, the daemon too, run `code` when it starts."""
+        (self.path / "patch").mkdir(exist_ok=True)
+        with (self.path / "patch/sitecustomize.py").open("a") as file:
+            file.write(code)
+        self.env["PYTHONPATH"] = f"{self.path}/patch:{self.env['PYTHONPATH']}"
+
     # -- running things ----------------------------------------------------------
 
     def run(

@@ -20,6 +20,7 @@ from support.engine_fs import EngineFs, build
 from support.union_case import start
 
 from unionfs import _sys
+from unionfs.closing import opened
 from unionfs.union import EngineOptions
 from unionfs.union.settle import settler
 
@@ -59,19 +60,13 @@ class _Disk:
 
     def commit_names(self) -> None:
         """Have what changed so far logged, as anybody's fsync(2) does; data may be left out."""
-        fd = os.open(self.path / "other", os.O_WRONLY | os.O_CREAT)
-        try:
+        with opened(os.open(self.path / "other", os.O_WRONLY | os.O_CREAT)) as fd:
             os.write(fd, b"x")
             os.fsync(fd)
-        finally:
-            os.close(fd)
 
     def lose_power(self) -> None:
-        fd = os.open(self.path, os.O_RDONLY)
-        try:
+        with opened(os.open(self.path, os.O_RDONLY)) as fd:
             fcntl.ioctl(fd, _SHUTDOWN, _NO_LOG_FLUSH)
-        finally:
-            os.close(fd)
 
 
 MakeDisk = Callable[[str], _Disk]
@@ -123,7 +118,7 @@ def _crash(disk: _Disk, layer: Path, *, volatile: bool) -> dict[str, str]:
 def test_after_a_crash_a_copy_is_whole(make_disk: MakeDisk, tmp_path: Path, kind: str) -> None:
     disk = make_disk(kind)
     found = _crash(disk, tmp_path / "layer", volatile=False)
-    with _opened(disk.path) as fd:
+    with opened(os.open(disk.path, os.O_RDONLY)) as fd:
         assert settler(fd) is _sys.write_out
     assert found == {f"f{number}": _BODY for number in range(_FILES)}
 
@@ -140,19 +135,10 @@ def test_that_crash_takes_what_was_not_written(
 @pytest.mark.parametrize("kind", ["ext4 without a journal", "ext2"])
 def test_without_a_journal_metadata_are_written_too(make_disk: MakeDisk, kind: str) -> None:
     disk = make_disk(kind)
-    with _opened(disk.path) as fd:
+    with opened(os.open(disk.path, os.O_RDONLY)) as fd:
         assert settler(fd) is os.fdatasync
 
 
 def test_an_unknown_filesystem_gets_everything_written() -> None:
-    with _opened(Path("/proc")) as fd:
+    with opened(os.open("/proc", os.O_RDONLY)) as fd:
         assert settler(fd) is os.fdatasync
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[int]:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        yield fd
-    finally:
-        os.close(fd)

@@ -69,14 +69,14 @@ class Background:
     def _run(self) -> None:
         while (found := self._next()) is not None:
             source, job = found
-            if self._safely(source, lambda: source.work(job)) is not True:  # noqa: B023  # called at once
+            if self._safely(source, source.work, job) is not True:
                 with self.lock:
                     self._sources.remove(source)
 
     @staticmethod
-    def _safely(source: _Source, call: Callable[[], Any]) -> Any:
+    def _safely(source: _Source, call: Callable[..., Any], *arguments: Any) -> Any:
         try:
-            return call()
+            return call(*arguments)
         except Exception:  # noqa: BLE001  # logged; a mount lives without
             _log.exception("%s has failed and stays off", source.what)
             return _FAILED

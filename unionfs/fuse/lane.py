@@ -117,8 +117,7 @@ class Lane:
         context = Context(engine, lock, options, policy, ahead, thread, reply, self.notify)
         self._work = context.work
         self._reads = Reads(context)
-        changes = Changes(context)
-        tables = self._reads.table | changes.table | Space(context, changes).table
+        tables = self._reads.table | Changes(context).table | Space(context).table
         self._table = meter.watched(tables)
         self._init_unique = _NO_INIT
         self._taken = 0

@@ -58,19 +58,18 @@ class Changes:
             Op.RENAME2: self.rename2,
         }
 
-    def change(self, request: Request, inode: int, change: Callable[[], bytes]) -> Outcome:
+    def _change(self, request: Request, inode: int, change: Callable[[], bytes]) -> Outcome:
         """Do a change under the lock, behind a copy-up in a worker if that is long.
 
         `change` must not refer to the request's body.
         """
         with self._lock:
-            if not self.is_long(inode):
+            if not self._is_long(inode):
                 return change()
         self._lift(request, inode, change)
         return LATER
 
-    def is_long(self, inode: int) -> bool:
-        """Tell whether changing a file means a long copy-up first, or waiting for one."""
+    def _is_long(self, inode: int) -> bool:
         size = self._engine.copy_up_size(inode)
         return size > self._at_once or self._work.is_lifting(inode)
 
@@ -112,7 +111,7 @@ class Changes:
         if changes.size is not None and changes.size <= INLINE_LIMIT:
             with self._lock:
                 return change()
-        return self.change(request, inode, change)
+        return self._change(request, inode, change)
 
     def setxattr(self, request: Request) -> Outcome:
         """Set an extended attribute."""
@@ -128,7 +127,7 @@ class Changes:
             self._acl_changed(inode, name)
             return b""
 
-        return self.change(request, inode, change)
+        return self._change(request, inode, change)
 
     def removexattr(self, request: Request) -> Outcome:
         """Remove an extended attribute."""
@@ -141,7 +140,7 @@ class Changes:
             self._acl_changed(inode, name)
             return b""
 
-        return self.change(request, inode, change)
+        return self._change(request, inode, change)
 
     def _acl_changed(self, inode: int, name: bytes) -> None:
         """Have the kernel ask for the mode again; where it enforces ACLs it knows."""
@@ -158,7 +157,7 @@ class Changes:
         inode = request.nodeid
         self._ahead.hold(inode)
         with self._lock:
-            if not self.is_long(inode):
+            if not self._is_long(inode):
                 return self._write(inode, offset, data)
         kept = bytes(data)
         self._lift(request, inode, lambda: self._write(inode, offset, kept))
@@ -227,7 +226,7 @@ class Changes:
         (inode,) = _LINK.unpack_from(request.body)
         parent, name = request.nodeid, request.name(_LINK.size)
         check_new(name)  # before anything is copied for it
-        return self.change(
+        return self._change(
             request, inode, lambda: self._context.entry(self._engine.link(inode, parent, name))
         )
 

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from typing import Final
 
 from unionfs import _sys
-from unionfs.fuse.lane_changes import Changes
 from unionfs.fuse.lane_request import LATER, PAIR, Context, Outcome, Request, no_system_call
 from unionfs.fuse.protocol import Op
 
@@ -34,11 +33,10 @@ _AT_ONCE: Final = 64 << 20
 class Space:
     """Handlers by opcode in `table`."""
 
-    def __init__(self, context: Context, changes: Changes) -> None:
+    def __init__(self, context: Context) -> None:
         self._engine, self._lock = context.engine, context.lock
         self._files, self._work = context.files, context.work
         self._ahead = context.ahead
-        self._changes = changes
         self.table: dict[int, Callable[[Request], Outcome]] = {
             Op.LSEEK: self.lseek,
             Op.FALLOCATE: self.fallocate,
@@ -105,7 +103,7 @@ class Space:
         return self._start(request.unique, target, copy)
 
     def _start(self, unique: int, inode: int, change: Callable[[], bytes]) -> Outcome:
-        """Have a worker change a file, behind a copy-up if that is long."""
+        """Have a worker change a file, which is copied up first if need be."""
 
         def job() -> bytes:
             try:
@@ -114,10 +112,5 @@ class Space:
                 with self._lock:
                     self._engine.changed()
 
-        with self._lock:
-            long = self._changes.is_long(inode)
-        if long:
-            self._work.lift(unique, inode, job)
-        else:
-            self._work.run(unique, job)
+        self._work.lift(unique, inode, job)
         return LATER

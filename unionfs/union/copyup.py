@@ -90,8 +90,11 @@ def _copy_sparse(source: int, target: int, size: int) -> None:
 class CopyPlan:
     """One copy on its way. `size` is the number of bytes that `copy` will read at most."""
 
-    def __init__(self, node: Node, work_fd: int, temp: bytes, source: int, size: int) -> None:
+    def __init__(
+        self, node: Node, status: Status, work_fd: int, temp: bytes, source: int, size: int
+    ) -> None:
         self.node = node
+        self.status = status
         self.size = size
         self.temp = temp
         self.target = -1
@@ -260,7 +263,7 @@ class CopyUp:
         if status.fmt == stat.S_IFREG and not status.placeholder:
             source = os.dup(node.fd) if node.fd >= 0 else open_lower(branch, fd, name)
             size = status.size if limit is None else min(limit, status.size)
-        plan = CopyPlan(node, self._work.fd, self._work.new_name(), source, size)
+        plan = CopyPlan(node, status, self._work.fd, self._work.new_name(), source, size)
         plan.settle = self._settle
         plan.unclonable = self._unclonable
         plan.whole = size == status.size
@@ -284,8 +287,8 @@ class CopyUp:
 
     def _finish(self, plan: CopyPlan, node: Node) -> None:
         tree, work_fd = self._tree, self._work.fd
+        status = plan.status
         branch, fd, name = tree.place(node)
-        status = branch.status(fd, name)
         if plan.target >= 0:
             self._writer.set_file_attributes(plan.target, status.mode, status.uid, status.gid)
         else:

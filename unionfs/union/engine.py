@@ -221,7 +221,7 @@ class Engine(Closing):
 
     def _counted(self, node: Node, status: Status | None = None) -> Attr:
         node.refs += 1
-        return self._tree.attr(node) if status is None else self._tree.present(node, status)
+        return self._tree.attr(node, status)
 
     def mknod(self, parent: int, name: bytes, mode: int, rdev: int, caller: Caller) -> Attr:
         """Make a device, fifo, socket or empty file; counts one reference."""

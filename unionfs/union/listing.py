@@ -53,7 +53,7 @@ def attributes(tree: Tree, directory: DirNode, names: Sequence[bytes]) -> list[A
             node, status = met
             if status is None or status.nlink > 1 or node.branch != position:
                 position = -1  # other directories may have been opened, and `fd` closed
-            found.append(tree.attr(node) if status is None else tree.present(node, status))
+            found.append(tree.attr(node, status))
         except FileNotFoundError:
             found.append(None)
             continue

@@ -280,7 +280,7 @@ class Tree:
     def need_attr(self, node: DirNode, name: bytes) -> tuple[Node, Attr]:
         """Do as `need`; return the attributes as well."""
         found, status = self._need(node, name)
-        return found, self.attr(found) if status is None else self.present(found, status)
+        return found, self.attr(found, status)
 
     def _need(self, node: DirNode, name: bytes) -> tuple[Node, Status | None]:
         found = self.look(node, name) if len(name) <= whiteout.NAME_MAX else None
@@ -398,11 +398,14 @@ class Tree:
 
     # -- attributes --------------------------------------------------------------
 
-    def attr(self, node: Node) -> Attr:
-        """Return a node's attributes: one stat, or none for a directory of a layer."""
+    def attr(self, node: Node, status: Status | None = None) -> Attr:
+        """Return a node's attributes: one stat, or none for a directory of a layer.
+
+        `status` is that of the backing file, if it has just been read.
+        """
         if isinstance(node, DirNode) and node.final is not None:
             return node.final
-        return self.present(node, self.status(node))
+        return self.present(node, self.status(node) if status is None else status)
 
     def status(self, node: Node) -> Status:
         """Return the attributes of a node's backing file."""
