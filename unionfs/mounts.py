@@ -355,6 +355,8 @@ def _users(target: bytes, daemon: int) -> Iterator[str]:
     for entry in os.listdir("/proc"):
         if not entry.isdigit() or int(entry) == daemon:
             continue
+        if registry.process_parent(int(entry)) == daemon:
+            continue  # lists directories for it, and ends with it
         base = f"/proc/{entry}"
         with contextlib.suppress(OSError):
             if _uses(base, target):

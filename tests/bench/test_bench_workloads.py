@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from unionfs.bench.shape import BLOCK, NEEDLE, TINY, Shape, needed
+from unionfs.bench.watch import Sample, sample
 from unionfs.bench.workloads import (
     IMAGE_WORKLOADS,
     LAYER_WORKLOADS,
@@ -210,3 +211,20 @@ def test_the_worker_answers_and_names_what_is_wrong(merged: Path) -> None:
     assert f'"count": {TINY.many}' in walk
     assert f'"count": {TINY.deleted}' in first
     assert "WrongError: 0 files deleted instead of" in second
+
+
+def test_what_the_children_of_a_server_use_is_counted() -> None:
+    burn = "import time\nwhile time.process_time() < .2: pass\nprint('done', flush=True)\ninput()"
+    code = f"""
+import subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", {burn!r}])
+child.wait()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as server:
+        assert server.stdout is not None
+        assert server.stdout.readline() == b"done\n"
+        used = sample(server.pid)
+    assert used.cpu_since(Sample()) > 0.2
+    assert used.peak > 2 * 2**20

@@ -20,6 +20,7 @@ from unionfs.fuse.policy import Policy
 from unionfs.fuse.protocol import Op
 from unionfs.fuse.readahead import ReadAhead
 from unionfs.fuse.route import Route
+from unionfs.fuse.scout import Scout
 from unionfs.union import Caller, Engine
 
 _ROOM = 4096
@@ -88,13 +89,14 @@ class _Union:
         options = MountOptions.parse(["noacl"])
         self.thread = Background("test")
         ahead = ReadAhead(-1, self.engine, lock, self.thread, on=False)
+        scout = Scout(self.engine, lock, self.thread, None)
         policy = Policy(options.id_maps(uid=0, gid=0))
 
         def nobody(*_: object) -> None:
             raise AssertionError
 
         self.context = Context(
-            self.engine, lock, options, policy, ahead, self.thread, nobody, nobody
+            self.engine, lock, options, policy, ahead, scout, self.thread, nobody, nobody
         )
         self.lists = Lists(self.context)
         self.dirs = [self.engine.lookup(1, name).ino for name in self.engine.names(1)]

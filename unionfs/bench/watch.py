@@ -43,7 +43,7 @@ class Sample:
     calls: int = 0
 
     def cpu_since(self, before: Sample) -> float:
-        """Return the seconds of CPU used between two samples."""
+        """Return the seconds of CPU used between two samples; children must not have ended."""
         if not self.threads or not before.threads.keys() <= self.threads.keys():
             return self.cpu - before.cpu  # a thread has ended and taken its count along
         spent = sum(ns - before.threads.get(thread, 0) for thread, ns in self.threads.items())
@@ -51,9 +51,29 @@ class Sample:
 
 
 def sample(pid: int | None) -> Sample:
-    """Return what a process has used; nothing for None, or when it is gone."""
+    """Return what a process and its children have used; nothing for None, or when it is gone."""
     if pid is None:
         return Sample()
+    own = _sample(pid)
+    children = [_sample(child) for child in _children(pid)]
+    return Sample(
+        own.cpu + sum(child.cpu for child in children),
+        {thread: ns for used in (own, *children) for thread, ns in used.threads.items()},
+        own.resident + sum(child.resident for child in children),
+        own.peak + sum(child.peak for child in children),
+        own.calls + sum(child.calls for child in children),
+    )
+
+
+def _children(pid: int) -> list[int]:
+    found = []
+    for listed in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            found += [int(child) for child in listed.read_text().split()]
+    return found
+
+
+def _sample(pid: int) -> Sample:
     place = Path(f"/proc/{pid}")
     try:
         # proc_pid_stat(5): the name may hold spaces and parentheses; utime is field 14.

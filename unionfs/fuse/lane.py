@@ -48,6 +48,7 @@ from unionfs.fuse.options import MountOptions
 from unionfs.fuse.policy import Policy
 from unionfs.fuse.protocol import InitFlag, Op
 from unionfs.fuse.readahead import ReadAhead
+from unionfs.fuse.scout import Place, Scout
 from unionfs.union import Engine
 
 __all__ = ["Lane", "reason_against"]
@@ -87,7 +88,8 @@ def reason_against(options: MountOptions) -> str | None:
 class Lane:
     """The lane of one mounted device `fd`, which it owns from now on.
 
-    `inner` is the descriptor for pyfuse3. Whoever else uses the engine must hold `lock`.
+    `inner` is the descriptor for pyfuse3; `place` is where the mount is, if that is known. Whoever
+    else uses the engine must hold `lock`.
     Raises OSError, the device untouched, when it cannot have what it needs.
     """
 
@@ -99,6 +101,7 @@ class Lane:
         options: MountOptions,
         policy: Policy,
         meter: Meter,
+        place: Place | None = None,
     ) -> None:
         self._fd = fd
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -114,13 +117,15 @@ class Lane:
         self._thread = thread = Background("unionfs-ahead")
         self._ahead = ahead = ReadAhead(fd, engine, lock, thread, on=options.ahead)
         reply = meter.replied(self.reply)
-        context = Context(engine, lock, options, policy, ahead, thread, reply, self.notify)
+        useful = options.ahead and options.entry_timeout > 0
+        self._scout = scout = Scout(engine, lock, thread, place if useful else None)
+        context = Context(engine, lock, options, policy, ahead, scout, thread, reply, self.notify)
+        self._context = context
         self._work = context.work
         self._reads = Reads(context)
         tables = self._reads.table | Changes(context).table | Space(context).table
         self._table = meter.watched(tables)
         self._init_unique = _NO_INIT
-        self._taken = 0
         self._cores = len(os.sched_getaffinity(0))
         self._threads: list[threading.Thread] = []
         self._on_end: Callable[[], None] = lambda: None
@@ -136,6 +141,7 @@ class Lane:
     def close(self) -> None:
         """End the threads and the device's connection; `inner` must be closed by now."""
         self._thread.close()  # it may wait for the answer to a READ
+        self._scout.stop()
         self._ahead.close()
         os.eventfd_write(self._wake, 1)
         self._ours.shutdown(socket.SHUT_RDWR)
@@ -146,12 +152,13 @@ class Lane:
         self._fd = -1
         self._ours.close()
         os.close(self._wake)
+        self._scout.wait()
 
     def settle(self) -> None:
         """Wait until no request has come, and none was waited for, for a moment."""
         seen = -1
-        while seen != self._taken or not self._work.idle:
-            seen = self._taken
+        while seen != self._context.taken or not self._work.idle:
+            seen = self._context.taken
             time.sleep(_MOMENT)
 
     # -- from the kernel -----------------------------------------------------------
@@ -208,7 +215,9 @@ class Lane:
 
     def _take(self, message: memoryview) -> None:
         request = Request(message)
-        self._taken += 1
+        self._context.taken += 1
+        if request.pid == self._scout.pid:
+            self._scout.requests += 1
         handler = self._table.get(request.opcode)
         if handler is None:
             self._pass(request, message)

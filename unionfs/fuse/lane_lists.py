@@ -69,6 +69,7 @@ class Lists:
         self._engine, self._lock = context.engine, context.lock
         self._listings = context.listings
         self._ahead = context.ahead
+        self._scout = context.scout
         self._on = context.options.ahead
         self._route = Route()
         self._made: OrderedDict[_Place, _Part] = OrderedDict()
@@ -100,6 +101,10 @@ class Lists:
         """List with attributes and a reference on each entry but the dots."""
         _, offset, room, *_ = protocol.WRITE_IN.unpack_from(request.body)
         directory = request.nodeid
+        if self._scout.refuses(directory, request.pid, self._context.taken):
+            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        if not offset:
+            self._scout.lists(directory)
         with self._lock:
             part = self._made.pop((directory, offset), None)
             if part is not None and (part.room, part.change) != (room, self._engine.changes):

@@ -52,6 +52,7 @@ class Reads:
         self._files = context.files
         self._lists = Lists(context)
         self._ahead = context.ahead
+        self._scout = context.scout
         #: What the kernel offers in INIT.
         self.offered = InitFlag(0)
         absent_s, absent_ns = protocol.timeout(context.options.negative_timeout)
@@ -89,6 +90,7 @@ class Reads:
                 attr = self._engine.lookup(request.nodeid, name)
         except FileNotFoundError:
             return self._absent
+        self._scout.looked(request.nodeid)
         return self._context.entry(attr)
 
     def forget(self, request: Request) -> Outcome:
@@ -109,6 +111,7 @@ class Reads:
                 self._context.policy.forget(inode)
                 self._files.forget(inode)
                 self._lists.forget(inode)
+                self._scout.forget(inode)
                 self._engine.forget(inode, count)
                 if not self._engine.is_known(inode):
                     self._ahead.forget(inode)

@@ -23,6 +23,7 @@ from unionfs.fuse.lane_work import LaneWork
 from unionfs.fuse.options import MountOptions
 from unionfs.fuse.policy import Policy
 from unionfs.fuse.readahead import ReadAhead
+from unionfs.fuse.scout import Scout
 from unionfs.union import Attr, Caller, Engine
 
 __all__ = [
@@ -71,8 +72,8 @@ class Request:
 class Context:
     """One engine with its `lock` and all that answering for it needs.
 
-    `thread` does what is done in advance; `notify` sends the kernel a notification: its code
-    and payload.
+    `thread` does what is done in advance by `ahead`, `scout` and others; `notify` sends the kernel
+    a notification: its code and payload.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class Context:
         options: MountOptions,
         policy: Policy,
         ahead: ReadAhead,
+        scout: Scout,
         thread: Background,
         reply: Callable[[int, int, bytes], None],
         notify: Callable[[int, bytes], None],
@@ -91,8 +93,11 @@ class Context:
         self.options = options
         self.policy = policy
         self.ahead = ahead
+        self.scout = scout
         self.thread = thread
         self.notify = notify
+        #: How many requests have come.
+        self.taken = 0
         self.work = LaneWork(engine, self.lock, reply)
         self.files = Files(engine)
         self.listings = Listings(engine)

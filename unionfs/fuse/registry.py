@@ -33,6 +33,7 @@ __all__ = [
     "mount_namespace",
     "mount_table",
     "process_alive",
+    "process_parent",
     "process_start",
     "read_records",
     "record_path",
@@ -45,6 +46,7 @@ _SUFFIX: Final = b".json"
 _ESCAPE: Final = re.compile(rb"\\([0-7]{3})")
 _OWNER: Final = re.compile(rb"\buser_id=(\d+)")
 _START_FIELD: Final = 22  # proc_pid_stat(5)
+_PARENT_FIELD: Final = 4
 #: What `unionfs.kernel` mounts, and what it says the source is.
 _KERNEL_TYPES: Final = ("aufs", "overlay")
 _KERNEL_SOURCE: Final = b"unionfs"
@@ -264,6 +266,18 @@ def mount_namespace() -> int:
 
 def process_start(pid: int) -> int | None:
     """Return when a process started, in clock ticks since boot; None if there is none."""
+    fields = _process_fields(pid)
+    return None if fields is None else int(fields[_START_FIELD - _AFTER_NAME])
+
+
+def process_parent(pid: int) -> int | None:
+    """Return the parent of a process; None if there is no such process."""
+    fields = _process_fields(pid)
+    return None if fields is None else int(fields[_PARENT_FIELD - _AFTER_NAME])
+
+
+def _process_fields(pid: int) -> list[bytes] | None:
+    """Return what proc_pid_stat(5) says after the name of a process that has not ended."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             text = file.read()
@@ -271,9 +285,7 @@ def process_start(pid: int) -> int | None:
         return None
     # The command name may hold blanks and parentheses: count from its end.
     fields = text[text.rindex(b")") + 2 :].split()
-    if fields[0] in (b"Z", b"X"):
-        return None
-    return int(fields[_START_FIELD - _AFTER_NAME])
+    return None if fields[0] in (b"Z", b"X") else fields
 
 
 def process_alive(record: MountRecord) -> bool:

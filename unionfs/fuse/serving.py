@@ -22,6 +22,7 @@ from unionfs.fuse.lane import Lane, reason_against
 from unionfs.fuse.meter import Meter
 from unionfs.fuse.ops import Operations
 from unionfs.fuse.options import MountOptions
+from unionfs.fuse.scout import Place
 from unionfs.union import Engine
 
 __all__ = ["Serving"]
@@ -79,14 +80,17 @@ class Serving:
         if self.lane is not None:
             self.lane.settle()
 
-    def run(self, fd: int, main: Callable[[], Awaitable[None]]) -> None:
-        """Run `main`, which runs `pyfuse3.main`, over the device `fd`; takes `fd` over."""
+    def run(self, fd: int, main: Callable[[], Awaitable[None]], place: Place | None = None) -> None:
+        """Run `main`, which runs `pyfuse3.main`, over the device `fd`; takes `fd` over.
+
+        `place` is where the device is mounted, if that can be reached from here.
+        """
         gc.set_threshold(_COLLECT_AFTER)
         with contextlib.ExitStack() as stack:
             inner = fd
             operations: pyfuse3.Operations = self._operations
             if self.no_lane is None:
-                self._try_lane(fd)
+                self._try_lane(fd, place)
             if self.lane is not None:
                 inner, operations = self.lane.inner, _Negotiator(self._operations)
                 stack.callback(self.lane.close)
@@ -98,10 +102,16 @@ class Serving:
             undo.callback(pyfuse3.close, unmount=False)
             trio.run(self._main, main)
 
-    def _try_lane(self, fd: int) -> None:
+    def _try_lane(self, fd: int, place: Place | None) -> None:
         try:
             self.lane = Lane(
-                fd, self._engine, self._lock, self._options, self._operations.policy, self.meter
+                fd,
+                self._engine,
+                self._lock,
+                self._options,
+                self._operations.policy,
+                self.meter,
+                place,
             )
         except OSError as exc:
             self.no_lane = exc.strerror

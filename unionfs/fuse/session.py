@@ -33,6 +33,7 @@ from unionfs.fuse.options import MountOptions
 from unionfs.fuse.plan import Plan
 from unionfs.fuse.registry import MountRecord
 from unionfs.fuse.request import MountRequest
+from unionfs.fuse.scout import Place
 from unionfs.fuse.serving import Serving
 from unionfs.kernel.leftover import settle_if_needed
 from unionfs.store.hardlinks import HARDLINKS_NAME, load_hardlinks, scan_hardlinks
@@ -142,7 +143,7 @@ class _Session:
             self._device = self._find_device()
             device.widen_read_ahead(self._device)
             with self._control.open(registry.control_path(self.plan.runtime, self.plan.stem), fd):
-                self.serving.run(fd, self._main)
+                self.serving.run(fd, self._main, self._place())
         finally:
             self._leave()
 
@@ -151,6 +152,10 @@ class _Session:
             if entry.target == self.target:
                 return entry.device
         return ""
+
+    def _place(self) -> Place | None:
+        major, colon, minor = self._device.partition(":")
+        return Place(self.target, os.makedev(int(major), int(minor))) if colon else None
 
     def _leave(self) -> None:
         """Unmount if that has not happened yet, and forget the mount."""

@@ -377,6 +377,18 @@ class Engine(Closing):
         node = self._tree.node(ino)
         return 0 if node.gone or node.parent is None else node.parent.ino
 
+    def path(self, ino: int) -> bytes:
+        """Return a directory's path relative to the root, which is empty itself."""
+        return self._tree.path(self._tree.dir(ino))
+
+    def count_names(self, ino: int) -> int:
+        """Return how many names a directory has, hidden ones among them."""
+        return listing.count(self._tree, self._tree.dir(ino))
+
+    def directories(self, ino: int) -> list[bytes]:
+        """Return the names of a directory's subdirectories, sorted."""
+        return listing.directories(self._tree, self._tree.dir(ino))
+
     def parent(self, ino: int) -> int:
         """Return the number of a directory's parent; the root is its own."""
         parent = self._tree.dir(ino).parent

@@ -16,7 +16,7 @@ from unionfs.union.node import UPPER, DirNode, Node
 from unionfs.union.options import Attr
 from unionfs.union.tree import Tree
 
-__all__ = ["attributes", "open_files"]
+__all__ = ["attributes", "count", "directories", "open_files"]
 
 _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
@@ -31,7 +31,7 @@ def attributes(tree: Tree, directory: DirNode, names: Sequence[bytes]) -> list[A
     plain = tree.trusts_children and not directory.gone
     below = tree.below(directory, scan) if plain else {}
     children = directory.children if tree.trusts_children else {}
-    position = fd = -1
+    fds: dict[int, int] = {}
     tree.stats.lookups += len(names)
     for name in names:
         known = children.get(name)
@@ -43,16 +43,17 @@ def attributes(tree: Tree, directory: DirNode, names: Sequence[bytes]) -> list[A
                 if child is None or name in scan.entries or name in scan.whiteouts:
                     met = tree.look(directory, name)
                 else:
-                    if child.branches[0] != position:
-                        position = child.branches[0]
-                        fd = tree.fd(directory, position)
+                    position = child.branches[0]
+                    fd = fds.get(position, -1)
+                    if fd < 0:
+                        fd = fds[position] = tree.fd(directory, position)
                     met = tree.meet(fd, directory, name, position, child.branches)
             if met is None:
                 found.append(None)
                 continue
             node, status = met
-            if status is None or status.nlink > 1 or node.branch != position:
-                position = -1  # other directories may have been opened, and `fd` closed
+            if status is None or status.nlink > 1 or node.branch not in fds:
+                fds.clear()  # other directories may have been opened, and these closed
             found.append(tree.attr(node, status))
         except FileNotFoundError:
             found.append(None)
@@ -63,6 +64,22 @@ def attributes(tree: Tree, directory: DirNode, names: Sequence[bytes]) -> list[A
             break
         node.refs += 1
     return found
+
+
+def count(tree: Tree, directory: DirNode) -> int:
+    """Return how many names a directory has, hidden ones among them."""
+    scan = tree.scan(directory)
+    return len(scan.entries) + len(tree.below(directory, scan))
+
+
+def directories(tree: Tree, directory: DirNode) -> list[bytes]:
+    """Return the names of a directory's subdirectories, sorted."""
+    scan = tree.scan(directory)
+    below = tree.below(directory, scan)
+    found = {name for name, fmt in scan.entries.items() if fmt == stat.S_IFDIR}
+    hidden = scan.whiteouts | scan.entries.keys()
+    found.update(name for name, child in below.items() if child.is_dir and name not in hidden)
+    return sorted(found)
 
 
 def open_files(tree: Tree, inos: Iterable[int]) -> list[tuple[int, int]]:

@@ -1,0 +1,250 @@
+"""Directories listed in advance on real mounts: it saves requests and harms nobody."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from support.fuseplace import Place
+
+from unionfs.fuse import lister
+from unionfs.fuse.background import Background
+from unionfs.fuse.scout import Place as Where
+from unionfs.fuse.scout import Scout
+from unionfs.union import Engine
+
+pytestmark = pytest.mark.fuse
+
+#: Counts LOOKUPs, and writes down each part of a listing that the lister has got.
+_COUNT = """
+import json
+from unionfs.fuse import lane
+looked = 0
+take, close = lane.Lane._take, lane.Lane.close
+def counting(self, message):
+    global looked
+    opcode = int.from_bytes(message[4:8], "little")
+    pid = int.from_bytes(message[32:36], "little")
+    looked += opcode == 1 and pid != self._scout.pid
+    take(self, message)
+    if opcode == 44 and pid == self._scout.pid:
+        with open({base!r} + "/listed", "a") as file:
+            file.write(str(pid) + chr(10))
+def report(self):
+    with open({base!r} + "/counts", "w") as file:
+        json.dump(looked, file)
+    close(self)
+lane.Lane._take, lane.Lane.close = counting, report
+"""
+_NAMES = 300
+
+
+def _lister_is_done(place: Place) -> int:
+    """Wait until nothing has been listed for a while; return the lister's pid."""
+    said, deadline = "", time.monotonic() + 30
+    while True:
+        assert time.monotonic() < deadline, "no directory is listed"
+        now = (place.path / "listed").read_text() if (place.path / "listed").exists() else ""
+        if now and now == said:
+            return int(now.split()[0])
+        said = now
+        time.sleep(0.2)
+
+
+def _has_ended(pid: int) -> None:
+    deadline = time.monotonic() + 30
+    while os.path.exists(f"/proc/{pid}"):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def _looked(place: Place) -> int:
+    count: int = json.loads((place.path / "counts").read_text())
+    return count
+
+
+@pytest.fixture
+def many(user: Place) -> Place:
+    """One directory with many files."""
+    user.sh(f"mkdir base/t; for f in $(seq {_NAMES}); do echo $f > base/t/$f; done")
+    user.patch(_COUNT.format(base=str(user.path)))
+    return user
+
+
+_FIRST = "for f in 1 2 3 4 5 6 7 8 9 10; do test -f mnt/t/$f; done"
+_ALL = f"for f in $(seq {_NAMES}); do test $(stat -c %s mnt/t/$f) = $(stat -c %s base/t/$f); done"
+
+
+@pytest.mark.parametrize("rw", [None, "rw"])
+def test_names_are_known_before_they_are_looked_for(many: Place, rw: str | None) -> None:
+    many.mount(rw=rw)
+    many.sh(_FIRST)
+    _lister_is_done(many)
+    many.sh(_ALL)
+    many.umount()
+    assert _looked(many) < 50, f"without it {_NAMES}"
+
+
+@pytest.mark.parametrize("option", ["noahead", "entry_timeout=0"])
+def test_it_is_off_where_nothing_is_done_in_advance_or_kept(many: Place, option: str) -> None:
+    many.mount(options=[option])
+    many.sh(_FIRST + ";" + _ALL)
+    many.umount()
+    assert _looked(many) > _NAMES
+    assert not (many.path / "listed").exists()
+
+
+def test_a_killed_lister_is_done_without(many: Place) -> None:
+    many.sh("mkdir base/u; for f in $(seq 60); do echo $f > base/u/$f; done")
+    many.mount()
+    many.sh(_FIRST)
+    pid = _lister_is_done(many)
+    os.kill(pid, signal.SIGKILL)
+    many.sh(_ALL)
+    many.sh("for f in $(seq 60); do test $(cat mnt/u/$f) = $f; done")
+    many.sh("for f in $(seq 60); do test $(cat mnt/u/$f) = $f; done")
+    many.umount()
+    assert _looked(many) > 60
+    assert not os.path.exists(f"/proc/{pid}"), "it is reaped"
+
+
+def test_the_lister_ends_with_a_killed_daemon(many: Place) -> None:
+    daemon = many.mount()["pid"]
+    many.sh(_FIRST)
+    pid = _lister_is_done(many)
+    os.kill(daemon, signal.SIGKILL)
+    _has_ended(pid)
+    assert "endpoint is not connected" in many.fails("ls mnt")
+    many.umount()
+
+
+def test_a_daemon_killed_while_a_directory_is_listed_holds_up_nobody(many: Place) -> None:
+    """The lister has a request in the mount then; a thread of the daemon could not be killed."""
+    many.patch(
+        f"""
+from unionfs.fuse import lane_lists
+entries = lane_lists.Lists.entries
+def never(self, request):
+    if request.pid == self._scout.pid:
+        open({str(many.path)!r} + "/listed", "a").write(str(request.pid))
+        while True:
+            time.sleep(1)
+    return entries(self, request)
+lane_lists.Lists.entries = never
+import time
+"""
+    )
+    daemon = many.mount()["pid"]
+    many.sh(_FIRST)
+    pid = _lister_is_done(many)
+    client = many.start("stat", "mnt/t/200")
+    time.sleep(0.2)
+    os.kill(daemon, signal.SIGKILL)
+    assert client.wait(30) == 1
+    _has_ended(pid)
+    many.umount()
+
+
+def test_a_mount_that_is_left_alone_can_be_unmounted_at_once(many: Place) -> None:
+    many.sh("for d in $(seq 40); do mkdir base/d$d; touch base/d$d/a base/d$d/b base/d$d/c; done")
+    many.mount()
+    many.sh("for d in $(seq 40); do for f in a b c; do test -f mnt/d$d/$f; done; done")
+    _lister_is_done(many)
+    many.sh("fusermount3 -u mnt")
+
+
+def test_the_lister_does_not_count_as_a_user_of_the_mount(many: Place) -> None:
+    """It is stopped with the directory open, as it is for a moment each time."""
+    many.mount()
+    many.sh(_FIRST)
+    pid = _lister_is_done(many)
+    os.kill(pid, signal.SIGSTOP)
+    child = many.start("sh", "-c", "cd mnt/t && echo in && exec sleep 60", stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "in\n"
+    with pytest.raises(Exception, match=rf"in use by sleep \({child.pid}\);"):
+        many.umount()
+    child.kill()
+    child.communicate()
+    many.umount()
+
+
+# -- the parts -----------------------------------------------------------------------------
+
+
+def test_it_goes_on_only_while_programs_use_the_mount(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    engine = Engine.start([os.fsencode(tmp_path)], None)
+    first = engine.lookup(1, b"d").ino
+    thread = Background("test")
+    scout = Scout(engine, threading.Lock(), thread, Where(os.fsencode(tmp_path), 0))
+    scout.pid = 7
+    assert not scout.refuses(first, 8, 1), "another process"
+    scout.requests = 1
+    assert not scout.refuses(first, 7, 2)
+    time.sleep(0.05)
+    scout.requests = 2
+    assert not scout.refuses(first, 7, 4), "a program's request has come"
+    time.sleep(0.05)
+    scout.requests = 3
+    assert scout.refuses(first, 7, 5)
+    thread.close()
+    scout.stop()
+    scout.wait()
+    engine.close()
+
+
+def _listed(target: Path, device: int, *paths: bytes) -> list[str]:
+    """Run the lister itself; return what it opens to list."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    code = """
+import os, runpy, sys
+def hook(event, words):
+    if event == "os.scandir":
+        print(os.readlink(f"/proc/self/fd/{words[0]}"), flush=True)
+sys.addaudithook(hook)
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+    with ours, theirs:
+        words = [sys.executable, "-I", "-S", "-c", code, lister.__file__]
+        child = subprocess.Popen(
+            [*words, str(theirs.fileno()), str(target), str(device)],
+            pass_fds=(theirs.fileno(),),
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        theirs.close()
+        for path in paths:
+            ours.send(b"/" + path)
+            assert ours.recv(16) == b"."
+        ours.shutdown(socket.SHUT_RDWR)
+        out, _ = child.communicate(timeout=30)
+    assert child.returncode == 0
+    return out.splitlines()
+
+
+def test_the_lister_lists_what_it_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a/b").mkdir(parents=True)
+    device = tmp_path.stat().st_dev
+    found = _listed(tmp_path, device, b"", b"a", b"a/b", b"absent")
+    assert found == [str(tmp_path), f"{tmp_path}/a", f"{tmp_path}/a/b"]
+
+
+def test_the_lister_follows_no_link_and_stays_on_the_device(tmp_path: Path) -> None:
+    (tmp_path / "a/b").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("a")
+    os.mkfifo(tmp_path / "pipe")
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    device = tmp_path.stat().st_dev
+    assert _listed(tmp_path, device, b"link", b"link/b", b"pipe", b"../" + b"x") == []
+    assert _listed(tmp_path, device + 1, b"", b"a") == []

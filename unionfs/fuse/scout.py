@@ -1,0 +1,175 @@
+"""Names in advance: has directories listed before all their names have been looked for.
+
+A name that the kernel does not know costs a request, and nothing that a FUSE server can send makes
+a name known but the answer to a listing. So a process beside the server (`unionfs.fuse.lister`)
+lists directories through the mount, as any program could: one request brings hundreds of names with
+their attributes. `unionfs.fuse.sought` says which are worth it.
+
+It is a process of its own because the server must never wait for itself: one that has a request
+open at its own mount cannot be killed.
+
+Invariant: the server never waits for the process, and it has nothing open on the mount when
+programs have left that alone for a moment (`_QUIET`): it would keep it from being unmounted. When
+the process cannot be started, or has ended, names are looked for one by one as before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from typing import Final, NamedTuple
+
+from unionfs.fuse import lister
+from unionfs.fuse.background import Background
+from unionfs.fuse.sought import Sought
+from unionfs.union import Engine
+
+__all__ = ["Place", "Scout"]
+
+_log = logging.getLogger(__name__)
+#: Directories that the process is told of before it is done with the first.
+_TOLD: Final = 4
+#: Seconds since the last request of a program after which nothing more is listed.
+_QUIET: Final = 10e-3
+_NOBODY: Final = -1
+
+
+class Place(NamedTuple):
+    """Where a mount is: its absolute path and, to know it by, its device number."""
+
+    target: bytes
+    device: int
+
+
+class Scout:
+    """Has directories of the mount at `place` listed; without a place nothing is done.
+
+    `lock` is the engine's; `thread` tells the process.
+    """
+
+    def __init__(
+        self, engine: Engine, lock: threading.Lock, thread: Background, place: Place | None
+    ) -> None:
+        self._lock = lock
+        self._thread = thread
+        self._on = place is not None
+        self._sought = Sought(engine)
+        self._queue: deque[bytes] = deque()
+        self._told = 0
+        self._socket: socket.socket | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        #: The process; its requests are counted by whoever takes them.
+        self.pid = _NOBODY
+        self.requests = 0
+        self._others = 0
+        self._seen = 0.0
+        if place is not None:
+            tell = functools.partial(self._tell, place)
+            thread.add("listing directories in advance", self._take, tell)
+
+    # -- from the lane's thread ------------------------------------------------------
+
+    def looked(self, directory: int) -> None:
+        """Note that a name was looked for, and found."""
+        if not self._on or not self._sought.looked(directory):
+            return
+        try:
+            with self._lock:
+                paths = self._sought.worth(directory)
+        except OSError:  # gone, or unreadable: whoever lists it will be told
+            return
+        if paths:
+            with self._thread.lock:
+                self._queue.extend(paths)
+                self._thread.wake()
+
+    def lists(self, directory: int) -> None:
+        """Note that somebody begins to list a directory."""
+        if self._on:
+            self._sought.listed(directory)
+
+    def refuses(self, directory: int, pid: int, taken: int) -> bool:
+        """Tell whether the process is not to go on, if it is that which asks for a listing.
+
+        `taken` counts all requests that have come.
+        """
+        if pid != self.pid:
+            return False
+        now = time.perf_counter()
+        if taken - self.requests != self._others:
+            self._others = taken - self.requests
+            self._seen = now
+        if now - self._seen <= _QUIET:
+            return False
+        self._sought.unlisted(directory)
+        with self._thread.lock:
+            self._queue.clear()
+        return True
+
+    def forget(self, directory: int) -> None:
+        """Drop what is known of a directory that the kernel knows no longer."""
+        if self._on:
+            self._sought.forget(directory)
+
+    # -- the thread --------------------------------------------------------------------
+
+    def _take(self) -> bytes | None:
+        if self._socket is not None:
+            with contextlib.suppress(BlockingIOError):
+                while self._told and self._socket.recv(1, socket.MSG_DONTWAIT):
+                    self._told -= 1
+        return self._queue.popleft() if self._queue and self._told < _TOLD else None
+
+    def _tell(self, place: Place, path: bytes) -> bool:
+        try:
+            if self._socket is None:
+                self._socket = self._start(place)
+            self._socket.send(b"/" + path)
+        except OSError as exc:
+            _log.info("no directory is listed in advance any more: %s", exc.strerror)
+            self._on = False
+            return False
+        self._told += 1
+        return True
+
+    def _start(self, place: Place) -> socket.socket:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            number = theirs.fileno()
+            program = [sys.executable, "-I", "-S", "-B", lister.__file__]
+            try:
+                self._process = subprocess.Popen(
+                    [*program, str(number), os.fsdecode(place.target), str(place.device)],
+                    pass_fds=(number,),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    cwd="/",
+                    env={},
+                )
+            except OSError:
+                ours.close()
+                raise
+        self.pid = self._process.pid
+        return ours
+
+    # -- the end -----------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """End the process, which may still wait for an answer; `thread` must have ended."""
+        if self._socket is not None:
+            self._socket.close()
+        if self._process is not None:
+            self._process.kill()
+
+    def wait(self) -> None:
+        """Wait until the process has ended; the mount's connection must have."""
+        if self._process is not None:
+            self._process.wait()
