@@ -19,6 +19,7 @@ import pytest
 from unionfs.fuse import protocol
 from unionfs.fuse.idmap import IdMap
 from unionfs.fuse.lane import Lane, reason_against
+from unionfs.fuse.lane_lists import Lists
 from unionfs.fuse.lane_request import COUNTS
 from unionfs.fuse.lane_state import Files, Listings
 from unionfs.fuse.lane_work import LaneWork
@@ -203,6 +204,21 @@ def test_a_request_of_another_form_costs_one_eio(
     assert kernel.ask(Op.SETATTR, 1, b"short") == (errno.EIO, b"")
     assert "setattr failed; the caller got EIO" in caplog.text
     assert kernel.ask(Op.GETATTR, 1, bytes(16))[0] == 0
+
+
+def test_what_fails_in_advance_costs_only_that(
+    kernel: Kernel, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: Lists) -> bool:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(Lists, "work_ahead", fail)
+    kernel.greet()
+    for _ in range(3):
+        assert kernel.ask(Op.GETATTR)[0] == 0
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages == ["making listings in advance has failed and stays off"]
+    caplog.clear()
 
 
 def test_the_session_hears_of_the_end(kernel: Kernel) -> None:

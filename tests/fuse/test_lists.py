@@ -76,7 +76,8 @@ def test_left_out_directories_do_not() -> None:
 class _Union:
     """A union on disk with a lister that no kernel asks."""
 
-    def __init__(self, path: Path, *, rw: bool) -> None:
+    def __init__(self, path: Path, *, rw: bool, sends: bool) -> None:
+        self.sends = sends
         lower = path / "lower"
         for number in range(6):
             (lower / f"d{number}").mkdir(parents=True)
@@ -88,7 +89,7 @@ class _Union:
         lock = threading.Lock()
         options = MountOptions.parse(["noacl"])
         self.thread = Background("test")
-        ahead = ReadAhead(-1, self.engine, lock, self.thread, on=False)
+        self.ahead = ahead = ReadAhead(-1, self.engine, lock, self.thread, on=False)
         scout = Scout(self.engine, lock, self.thread, None)
         policy = Policy(options.id_maps(uid=0, gid=0))
 
@@ -134,11 +135,23 @@ class _Union:
     def start_walk(self) -> None:
         """List the root and two directories; return when the next one has been made."""
         for directory in self.route[:3]:
+            self.ahead.sent += self.sends
             self.list(directory)
         deadline = time.monotonic() + 30
-        while (self.route[3], 0) not in self.lists._made or self.lists._wanted:
+        while not self.sends and self.lists.work_ahead():
+            assert time.monotonic() < deadline
+        while not self.made_in_advance or self.lists._wanted:
             assert time.monotonic() < deadline
             time.sleep(0.001)
+
+    @property
+    def made_in_advance(self) -> bool:
+        part = self.lists._made.get((self.route[3], 0))
+        return part is not None and not part.pending
+
+    def prepare(self, directory: int, offset: int) -> None:
+        """Make a part in advance, as the thread does it."""
+        self.lists._make((directory, offset, _ROOM))
 
     def close(self) -> None:
         self.thread.close()
@@ -146,9 +159,16 @@ class _Union:
         self.engine.close()
 
 
+@pytest.fixture(params=[False, True], ids=["alone", "beside-sending"])
+def sends(request: pytest.FixtureRequest) -> bool:
+    """Whether files are being sent, so that a thread makes the listings."""
+    found: bool = request.param
+    return found
+
+
 @pytest.fixture(params=[False, True], ids=["ro", "rw"])
-def union(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[_Union]:
-    place = _Union(tmp_path, rw=request.param)
+def union(request: pytest.FixtureRequest, tmp_path: Path, *, sends: bool) -> Iterator[_Union]:
+    place = _Union(tmp_path, rw=request.param, sends=sends)
     yield place
     place.close()
 
@@ -167,6 +187,26 @@ def test_a_walker_gets_what_was_made_in_advance(union: _Union) -> None:
     before = union.lists.foreseen
     assert union.list(union.route[3]) == FILES
     assert union.lists.foreseen > before
+
+
+def test_one_that_is_not_finished_is_finished_by_whoever_asks(union: _Union) -> None:
+    union.start_walk()
+    directory = union.route[4]
+    with union.context.lock:
+        for place in list(union.lists._made):
+            union.lists._drop(union.lists._made.pop(place))
+    part = union.lists._start((directory, 0, _ROOM))
+    assert part is not None
+    assert union.lists._goes_on(part, 16), "it takes more than one step"
+    before = union.lists.foreseen
+    assert union.list(directory) == FILES
+    assert union.lists.foreseen == before + 1
+    assert not union.lists._goes_on(part, 16), "it belongs to who asked for it"
+    for name in FILES:
+        ino = union.engine.lookup(directory, name).ino
+        union.engine.forget(ino)
+        union.engine.forget(ino)
+        assert not union.engine.is_known(ino)
 
 
 def test_every_entry_is_referred_to_once_per_answer(union: _Union) -> None:
@@ -241,7 +281,7 @@ def test_a_listing_that_fails_in_advance_fails_when_it_is_asked_for(union: _Unio
     with union.context.lock:
         for place in list(union.lists._made):
             union.lists._drop(union.lists._made.pop(place))
-    union.lists._prepare(1 << 50, 0, _ROOM)
+    union.prepare(1 << 50, 0)
     assert (1 << 50, 0) not in union.lists._made
     with pytest.raises(OSError, match="Stale"):
         union.ask(1 << 50, 0)
@@ -251,9 +291,9 @@ def test_few_listings_wait(union: _Union) -> None:
     union.start_walk()
     for _ in range(3):
         for directory in union.route:
-            union.lists._prepare(directory, 0, _ROOM)
+            union.prepare(directory, 0)
             for offset in range(3, 40, 7):
-                union.lists._prepare(directory, offset, _ROOM)
+                union.prepare(directory, offset)
     assert len(union.lists._made) <= 8
 
 

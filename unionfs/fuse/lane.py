@@ -126,6 +126,7 @@ class Lane:
         tables = self._reads.table | Changes(context).table | Space(context).table
         self._table = meter.watched(tables)
         self._init_unique = _NO_INIT
+        self._helps = True
         self._cores = len(os.sched_getaffinity(0))
         self._threads: list[threading.Thread] = []
         self._on_end: Callable[[], None] = lambda: None
@@ -185,6 +186,8 @@ class Lane:
             try:
                 size = os.readv(self._fd, buffers)
             except BlockingIOError:
+                if self._works_ahead():
+                    continue
                 idle = time.perf_counter()
                 if vain < _PATIENCE and self._spin(device, idle):
                     vain = 0
@@ -200,6 +203,15 @@ class Lane:
                     raise
             else:
                 self._take(view[:size])
+
+    def _works_ahead(self) -> bool:
+        """Do something useful instead of waiting, if there is anything to do."""
+        try:
+            return self._helps and self._reads.lists.work_ahead()
+        except Exception:  # noqa: BLE001  # logged; a mount lives without
+            _log.exception("making listings in advance has failed and stays off")
+            self._helps = False
+            return False
 
     @property
     def _may_spin(self) -> bool:

@@ -1,7 +1,9 @@
 """Listings of the direct lane, those that will be asked for next made in advance.
 
-While a walker takes in one directory `Context.thread` makes the listings of the next ones
-(`unionfs.fuse.route`), so that both work at the same time.
+While a walker takes in one directory the listings of the next ones are made (`unionfs.fuse.route`),
+so that both work at the same time: by the lane's thread between two requests, a little at a time,
+since a second thread would have to share Python with it; by `Context.thread` while that sends files
+ahead, one in turn with some of those. Whoever asks for one that is not finished finishes it.
 
 Invariant: a listing made in advance is given away only if nothing has changed in the union since
 it was begun; otherwise, and when nobody comes for it, its references are taken back. There
@@ -30,6 +32,8 @@ _DIRECTORY: Final = stat.S_IFDIR >> 12
 _WAITING: Final = 8
 #: Entries that are looked at without letting others have the engine in between.
 _BATCH: Final = 64
+#: The same for the lane's thread, between two requests.
+_LITTLE: Final = 16
 
 #: Directory and offset.
 _Place = tuple[int, int]
@@ -44,10 +48,13 @@ class _Part:
     the union when it was begun.
     """
 
-    __slots__ = ("answer", "change", "directory", "entries", "following", "pending", "room")
+    __slots__ = (
+        *("answer", "change", "directory", "entries", "following", "offset", "pending", "room"),
+    )
 
-    def __init__(self, directory: int, room: int, change: int) -> None:
+    def __init__(self, directory: int, offset: int, room: int, change: int) -> None:
         self.directory = directory
+        self.offset = offset
         self.room = room
         self.change = change
         self.answer = bytearray()
@@ -74,6 +81,11 @@ class Lists:
         self._route = Route()
         self._made: OrderedDict[_Place, _Part] = OrderedDict()
         self._wanted: list[_Wanted] = []
+        #: Whether no files are sent, so that the lane's thread makes them.
+        self._alone = True
+        self._sent = 0
+        #: What the lane's thread is making.
+        self._under_way: _Part | None = None
         self._thread = context.thread
         self._thread.add("making listings in advance", self._take, self._make)
         #: Parts that were made in advance and given away.
@@ -110,19 +122,19 @@ class Lists:
             if part is not None and (part.room, part.change) != (room, self._engine.changes):
                 self._drop(part)
                 part = None
-            if part is None:
-                part = self._begin(directory, offset, room, plus=True)
-                while self._go_on(part, plus=True):
-                    pass
-            else:
+            if part is not None:
                 self.foreseen += 1
+            else:
+                part = self._begin(directory, offset, room, plus=True)
+            while self._go_on(part, plus=True):
+                pass
         if self._on:
             self._ahead.listed(directory, part.of_type(_REGULAR), anew=not offset)
             self._foresee(offset, part)
         return bytes(part.answer)
 
     def _begin(self, directory: int, offset: int, room: int, *, plus: bool) -> _Part:
-        part = _Part(directory, room, self._engine.changes)
+        part = _Part(directory, offset, room, self._engine.changes)
         nobody = bytes(protocol.ENTRY_OUT.size) if plus else b""
         for position, name in ((1, b"."), (2, b"..")):
             if offset < position:
@@ -143,9 +155,9 @@ class Lists:
                 break
             part.pending.append(entry)
 
-    def _go_on(self, part: _Part, *, plus: bool) -> bool:
+    def _go_on(self, part: _Part, *, plus: bool, most: int = _BATCH) -> bool:
         """Look at some of the pending names; tell whether there are more. Needs the lock."""
-        batch, part.pending = part.pending[:_BATCH], part.pending[_BATCH:]
+        batch, part.pending = part.pending[:most], part.pending[most:]
         if not batch:
             return False
         try:
@@ -177,47 +189,66 @@ class Lists:
     # -- in advance --------------------------------------------------------------------
 
     def _foresee(self, offset: int, part: _Part) -> None:
-        """Note what has been answered, and what will be asked for next."""
+        """Note what has been answered, what will be asked for next, and who is to make that."""
         route = self._route
+        alone = self._alone
         if not offset:
             route.entered(part.directory)
+            alone = self._ahead.sent == self._sent
+            self._sent = self._ahead.sent
         route.met(part.of_type(_DIRECTORY))
         wanted = [(number, 0, part.room) for number in route.ahead(_WAITING // 2)]
         if offset and part.entries:
             wanted.insert(0, (part.directory, part.following, part.room))
         with self._thread.lock:
             self._wanted = wanted
-            if wanted:
+            self._alone = alone
+            if wanted and not alone:
                 self._thread.wake()
 
-    def _take(self) -> _Wanted | None:
-        return self._wanted.pop(0) if self._wanted else None
+    def work_ahead(self) -> bool:
+        """Do a little of what will be asked for next; tell whether there was something to do.
 
-    def _make(self, wanted: _Wanted) -> bool:
-        with contextlib.suppress(OSError):  # whoever asks will be told
-            self._prepare(*wanted)
+        For the lane's thread alone, when no request waits.
+        """
+        if self._under_way is not None:
+            if not self._goes_on(self._under_way, _LITTLE):
+                self._under_way = None
+        elif self._alone and self._wanted:
+            self._under_way = self._start(self._wanted.pop(0))
+        else:
+            return False
         return True
 
-    def _prepare(self, directory: int, offset: int, room: int) -> None:
-        with self._lock:
+    def _take(self) -> _Wanted | None:
+        return self._wanted.pop(0) if self._wanted and not self._alone else None
+
+    def _make(self, wanted: _Wanted) -> bool:
+        part = self._start(wanted)
+        while part is not None and self._goes_on(part, _BATCH):
+            pass
+        return True
+
+    def _start(self, wanted: _Wanted) -> _Part | None:
+        directory, offset, room = wanted
+        with self._lock, contextlib.suppress(OSError):  # whoever asks will be told
             if (directory, offset) in self._made or not self._engine.is_known(directory):
-                return
+                return None
             part = self._begin(directory, offset, room, plus=True)
-        try:
-            while self._makes_more(part):
-                pass
-        except OSError:
-            with self._lock:
-                self._drop(part)
-            raise
-        with self._lock:
             self._made[directory, offset] = part
             while len(self._made) > _WAITING:
                 self._drop(self._made.popitem(last=False)[1])
+            return part
+        return None
 
-    def _makes_more(self, part: _Part) -> bool:
-        """Go on unless something has changed: then the part is of no use."""
+    def _goes_on(self, part: _Part, most: int) -> bool:
+        """Go on unless somebody has taken it, or something has changed: then it is of no use."""
+        place = part.directory, part.offset
         with self._lock:
-            if part.change != self._engine.changes:
-                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
-            return self._go_on(part, plus=True)
+            if self._made.get(place) is not part:
+                return False
+            with contextlib.suppress(OSError):  # whoever asks will be told
+                if part.change == self._engine.changes:
+                    return self._go_on(part, plus=True, most=most)
+            self._drop(self._made.pop(place))
+            return False

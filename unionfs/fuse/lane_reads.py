@@ -50,7 +50,8 @@ class Reads:
         self._context = context
         self._engine, self._lock = context.engine, context.lock
         self._files = context.files
-        self._lists = Lists(context)
+        #: For the lane, to have something done while no request waits.
+        self.lists = Lists(context)
         self._ahead = context.ahead
         self._scout = context.scout
         #: What the kernel offers in INIT.
@@ -110,7 +111,7 @@ class Reads:
             with self._lock:
                 self._context.policy.forget(inode)
                 self._files.forget(inode)
-                self._lists.forget(inode)
+                self.lists.forget(inode)
                 self._scout.forget(inode)
                 self._engine.forget(inode, count)
                 if not self._engine.is_known(inode):
@@ -231,11 +232,11 @@ class Reads:
 
     def readdir(self, request: Request) -> Outcome:
         """List names alone."""
-        return self._lists.names(request)
+        return self.lists.names(request)
 
     def readdirplus(self, request: Request) -> Outcome:
         """List with attributes; the kernel takes a reference on each entry but the dots."""
-        return self._lists.entries(request)
+        return self.lists.entries(request)
 
 
 def _sized(value: bytes, size: int) -> bytes:
