@@ -195,6 +195,13 @@ def _protect(area: mmap.mmap, protection: int) -> None:
     _check(_libc.mprotect(address, len(area), protection))
 
 
+def trim_memory() -> None:
+    """Give the kernel back what free(3) has kept, where the C library can (malloc_trim(3))."""
+    trim = getattr(_libc, "malloc_trim", None)
+    if trim is not None:
+        trim(ctypes.c_size_t(0))
+
+
 def clone_file(source_fd: int, target_fd: int) -> None:
     """Share the source's data blocks with the target (FICLONE, ioctl_ficlone(2))."""
     fcntl.ioctl(target_fd, _FICLONE, source_fd)

@@ -306,3 +306,32 @@ def test_a_file_that_is_read_at_once_is_not_kept_open(user: Place) -> None:
     user.sh("echo more >> mnt/small7")
     assert user.sh("cat mnt/small7") == "7\nmore\n"
     user.umount()
+
+
+def _resident(pid: int) -> int:
+    """Return the bytes of memory that a process has."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_memory_of_forgotten_files_is_given_back(root: Place) -> None:
+    if os.geteuid():
+        pytest.skip("only root can make the kernel forget files (/proc/sys/vm/drop_caches)")
+    count = 60_000
+    root.py(f"""
+import os
+for number in range({count}):
+    if number % 1000 == 0:
+        os.makedirs(f"base/m/d{{number // 1000}}")
+    os.mknod(f"base/m/d{{number // 1000}}/f{{number}}")
+""")
+    pid = root.mount(options=["lane"])["pid"]
+    fresh = _resident(pid)
+    root.sh(f"test $(find mnt/m -type f -size 0 | wc -l) = {count}")
+    walked = _resident(pid)
+    deadline = time.monotonic() + 60
+    while _resident(pid) - fresh > (walked - fresh) * 0.6:
+        assert time.monotonic() < deadline, (fresh, walked, _resident(pid))
+        Path("/proc/sys/vm/drop_caches").write_text("2")
+        time.sleep(1)
+    root.sh(f"test $(find mnt/m -type f -size 0 | wc -l) = {count}")
+    root.umount()

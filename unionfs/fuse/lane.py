@@ -25,6 +25,7 @@ session is told, once.
 from __future__ import annotations
 
 import errno
+import gc
 import logging
 import mmap
 import os
@@ -36,6 +37,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from unionfs import _sys
 from unionfs.fuse import protocol
 from unionfs.fuse.background import Background
 from unionfs.fuse.device import READ_AHEAD
@@ -72,6 +74,9 @@ _AGREED: Final = struct.Struct("=II")
 #: Answers to write(2) on the device that concern one request that nobody waits for any more.
 _GONE: Final = (errno.ENOENT, errno.ENODEV, errno.ECONNABORTED)
 _NO_INIT: Final = -1
+#: So many files forgotten are worth giving their memory back, after a pause of so many ms.
+_MANY: Final = 50_000
+_REST: Final = 500
 #: Seconds without a request after which the kernel has nothing queued.
 _MOMENT: Final = 0.05
 
@@ -192,7 +197,9 @@ class Lane:
                 if vain < _PATIENCE and self._spin(device, idle):
                     vain = 0
                     continue
-                events = ready.poll()
+                events = ready.poll(self._give_back_after)
+                if not events:
+                    self._give_back()
                 if any(fd == self._wake for fd, _ in events):
                     return
                 vain = 0 if time.perf_counter() - idle < _SPIN else vain + 1
@@ -212,6 +219,23 @@ class Lane:
             _log.exception("making listings in advance has failed and stays off")
             self._helps = False
             return False
+
+    @property
+    def _give_back_after(self) -> int | None:
+        """Milliseconds without a request after which memory is given back; None for never."""
+        return _REST if self._reads.forgotten >= _MANY else None
+
+    def _give_back(self) -> None:
+        """Give memory back that forgotten files took; nobody waits for anything now.
+
+        The collector looks at all that is left, which takes long if that is much.
+        """
+        with self._context.lock:
+            left = self._context.engine.compact()
+        if left <= self._reads.forgotten:
+            gc.collect()  # also empties the lists of free objects that types keep
+            _sys.trim_memory()
+        self._reads.forgotten = 0
 
     @property
     def _may_spin(self) -> bool:

@@ -59,6 +59,8 @@ class Reads:
         absent_s, absent_ns = protocol.timeout(context.options.negative_timeout)
         self._absent = protocol.ENTRY_OUT.pack(0, 0, absent_s, 0, absent_ns, *[0] * 17)
         self._room = memoryview(mmap.mmap(-1, _START))
+        #: Files and directories that the kernel has forgotten.
+        self.forgotten = 0
         self.table: dict[int, Callable[[Request], Outcome]] = {
             Op.LOOKUP: self.lookup,
             Op.FORGET: self.forget,
@@ -116,6 +118,7 @@ class Reads:
                 self._engine.forget(inode, count)
                 if not self._engine.is_known(inode):
                     self._ahead.forget(inode)
+                    self.forgotten += 1
         except Exception:  # noqa: BLE001  # logged; nobody waits for an answer
             _log.exception("forget of inode %d failed", inode)
 

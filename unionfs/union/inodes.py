@@ -79,6 +79,11 @@ class Inodes:
         if node.key is not None and self.by_key.get(node.key) is node:
             del self.by_key[node.key]
 
+    def compact(self) -> None:
+        """Make the tables as small as what is left in them: a dict that loses keys stays large."""
+        self.by_ino = dict(self.by_ino)
+        self.by_key = dict(self.by_key)
+
     def drop(self, node: Node) -> None:
         """Remove a node that nothing refers to."""
         del self.by_ino[node.ino]
