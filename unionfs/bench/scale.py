@@ -9,6 +9,7 @@ import contextlib
 import os
 import random
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -25,6 +26,8 @@ from unionfs.bench.workloads import LAYER_WORKLOADS, TREE_WORKLOADS, Workload
 __all__ = ["measure_layers", "measure_trees"]
 
 _IN_DIRECTORY: Final = 1000
+#: Seconds without a change of a server's memory after which none is expected.
+_SETTLE: Final = 2.0
 _DROP: Final = Path("/proc/sys/vm/drop_caches")
 #: From here on one round is enough: the noise is small against it, and the time is not.
 _ONCE: Final = 1_000_000
@@ -73,8 +76,17 @@ class _Series:
                 keep(self.found, "base", subject.key, number, before)
                 keep(self.found, "memory", subject.key, number, after - before)
                 if self.forget and _forget():
-                    now = watch.sample(mounted.pid).resident
+                    now = _settled(mounted.pid)
                     keep(self.found, "forgotten", subject.key, number, now - before)
+
+
+def _settled(pid: int | None) -> int:
+    """Return the memory of a server that has stopped changing: it may be given back late."""
+    now, last = watch.sample(pid).resident, -1
+    while now != last:
+        time.sleep(_SETTLE)
+        now, last = watch.sample(pid).resident, now
+    return now
 
 
 def measure_layers(plan: Plan, result: Result, place: Path, report: Report) -> None:
