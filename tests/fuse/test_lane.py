@@ -335,3 +335,73 @@ for number in range({count}):
         time.sleep(1)
     root.sh(f"test $(find mnt/m -type f -size 0 | wc -l) = {count}")
     root.umount()
+
+
+_CONTENT_CHANGES = {
+    "append": "echo more >> mnt/F",
+    "truncation at open": ": > mnt/F",
+    "truncation": "truncate -s 3 mnt/F",
+    "allocation": "fallocate -l 5000 mnt/F",
+    "copy": 'py \'import os; os.copy_file_range(os.open("mnt/b", 0), os.open("mnt/F", 1), 2)\'',
+    "big write": "head -c 3000000 /dev/zero >> mnt/F",
+    "change of group": "chgrp $(id -g) mnt/F",
+}
+
+
+@pytest.mark.parametrize("change", _CONTENT_CHANGES)
+@pytest.mark.parametrize("mode", ["4755", "6775", "2755", "2644"])
+def test_setuid_goes_with_a_change(user: Place, change: str, mode: str) -> None:
+    """The kernel leaves that to the lane (HANDLE_KILLPRIV_V2); setgid alone is another mark."""
+    expected = mode if mode == "2644" else "0" + mode[1:]
+    script = _CONTENT_CHANGES[change].replace("py ", " ".join(user.python) + " -c ")
+    user.sh(f"echo lower > base/F; echo other > base/b; chmod {mode} base/F")
+    for turn in ("a file of a layer", "a file of the rw branch"):
+        user.mount(rw="rw", options=["lane"])
+        user.sh(f"chmod {mode} mnt/F; test $(stat -c %04a mnt/F) = {mode}")
+        user.sh(script)
+        assert user.sh("stat -c %04a mnt/F").strip() == expected, turn
+        user.umount()
+        user.mount(rw="rw", options=["lane"])
+        assert user.sh("stat -c %04a mnt/F").strip() == expected, turn
+        user.umount()
+
+
+#: Counts questions for an attribute.
+_QUESTIONS = """
+from unionfs.fuse import lane
+asked = 0
+take, close = lane.Lane._take, lane.Lane.close
+def counting(self, message):
+    global asked
+    asked += int.from_bytes(message[4:8], "little") == 22
+    take(self, message)
+def report(self):
+    with open({base!r} + "/asked", "w") as file:
+        file.write(str(asked))
+    close(self)
+lane.Lane._take, lane.Lane.close = counting, report
+"""
+
+
+def test_the_capability_is_asked_for_once_not_before_each_write(user: Place) -> None:
+    user.patch(_QUESTIONS.format(base=str(user.path)))
+    user.mount(rw="rw", options=["lane"])
+    user.py("""
+import os
+for name in ("a", "new"):
+    fd = os.open("mnt/" + name, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    for _ in range(100):
+        os.write(fd, b"line")
+    os.close(fd)
+""")
+    assert user.sh("tail -c 8 mnt/a; tail -c 8 mnt/new") == "lineline" * 2
+    user.umount()
+    asked = int((user.path / "asked").read_text())
+    if asked >= 200 and _kernel() < (5, 12):
+        pytest.skip("this kernel asks each time; Linux 5.12 has HANDLE_KILLPRIV_V2")
+    assert asked < 10
+
+
+def _kernel() -> tuple[int, int]:
+    major, minor = os.uname().release.split(".")[:2]
+    return int(major), int(minor)

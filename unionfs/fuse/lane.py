@@ -63,9 +63,9 @@ _BUFFER: Final = 257 * os.sysconf("SC_PAGE_SIZE")
 _SPIN: Final = 200e-6
 #: After so many vain tries in a row the lane sleeps at once until requests come fast again.
 _PATIENCE: Final = 4
-_WANTED: Final = InitFlag.PARALLEL_DIROPS | InitFlag.CACHE_SYMLINKS
-#: Read-ahead relies on being asked for the capability before a write, which V2 would spare.
-_UNWANTED: Final = InitFlag.ATOMIC_O_TRUNC | InitFlag.SETXATTR_EXT | InitFlag.HANDLE_KILLPRIV_V2
+#: With V2 the kernel asks for the capability before the first write(2) to a file, not before each.
+_WANTED: Final = InitFlag.PARALLEL_DIROPS | InitFlag.CACHE_SYMLINKS | InitFlag.HANDLE_KILLPRIV_V2
+_UNWANTED: Final = InitFlag.ATOMIC_O_TRUNC | InitFlag.SETXATTR_EXT
 _FLAGS: Final = struct.Struct("=I")
 #: Where INIT has its flags in the request, and most read-ahead and flags in the reply.
 _FLAGS_ASKED: Final = protocol.IN_HEADER.size + 12

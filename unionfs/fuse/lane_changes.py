@@ -18,6 +18,7 @@ from unionfs import _sys
 from unionfs.fuse import protocol
 from unionfs.fuse.lane_request import FOUR, LATER, PAIR, Context, Outcome, Request
 from unionfs.fuse.lift import INLINE_LIMIT
+from unionfs.fuse.policy import setuid_dropped
 from unionfs.fuse.protocol import Op
 from unionfs.union import SetAttr
 from unionfs.union.names import check_new
@@ -96,9 +97,14 @@ class Changes:
             mtime_ns=_time(valid, protocol.FATTR_MTIME, protocol.FATTR_MTIME_NOW, mtime, mtime_ns),
         )
         inode = request.nodeid
+        kills = bool(valid & protocol.FATTR_KILL_SUIDGID) and changes.mode is None
 
         def change() -> bytes:
-            return self._context.attr(self._engine.setattr(inode, changes))
+            wanted = changes
+            if kills:
+                mode = self._engine.getattr(inode).mode
+                wanted = changes._replace(mode=setuid_dropped(mode))
+            return self._context.attr(self._engine.setattr(inode, wanted))
 
         def change_alone() -> bytes:
             self._ahead.wait(inode)
@@ -145,25 +151,27 @@ class Changes:
     def _acl_changed(self, inode: int, name: bytes) -> None:
         """Have the kernel ask for the mode again; where it enforces ACLs it knows."""
         if self._context.policy.is_foreign_acl(name):
-            attributes_only = protocol.INVAL_INODE.pack(inode, -1, 0)
-            self._context.notify(protocol.NOTIFY_INVAL_INODE, attributes_only)
+            self._context.attributes_changed(inode)
 
     # -- contents ------------------------------------------------------------------
 
     def write(self, request: Request) -> Outcome:
         """Write; the first write to a file may copy it up, a big one in a worker."""
-        _, offset, size, *_ = protocol.WRITE_IN.unpack_from(request.body)
+        _, offset, size, flags, *_ = protocol.WRITE_IN.unpack_from(request.body)
+        kills = bool(flags & protocol.WRITE_KILL_SUIDGID)
         data = request.body[protocol.WRITE_IN.size :][:size]
         inode = request.nodeid
         self._ahead.hold(inode)
         with self._lock:
             if not self._is_long(inode):
-                return self._write(inode, offset, data)
+                return self._write(inode, offset, data, kills=kills)
         kept = bytes(data)
-        self._lift(request, inode, lambda: self._write(inode, offset, kept))
+        self._lift(request, inode, lambda: self._write(inode, offset, kept, kills=kills))
         return LATER
 
-    def _write(self, inode: int, offset: int, data: bytes | memoryview) -> bytes:
+    def _write(self, inode: int, offset: int, data: bytes | memoryview, *, kills: bool) -> bytes:
+        if kills:
+            self._context.drop_setuid(inode)
         return PAIR.pack(self._engine.write(self._files.handle(inode), offset, data), 0)
 
     def fsync(self, request: Request) -> Outcome:
@@ -192,7 +200,10 @@ class Changes:
         flags, mode, _, _ = FOUR.unpack_from(request.body)
         name, caller = request.name(FOUR.size), self._context.caller(request)
         with self._lock:
+            new = not self._engine.has(request.nodeid, name)
             handle, attr = self._engine.create(request.nodeid, name, mode, flags, caller)
+            if new:
+                self._context.policy.made(attr.ino)
             self._files.adopt(attr.ino, handle)
         opened = protocol.OPEN_OUT.pack(0, protocol.FOPEN_KEEP_CACHE, 0)
         return self._context.entry(attr) + opened

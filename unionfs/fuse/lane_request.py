@@ -132,6 +132,18 @@ class Context:
         """Return who makes a new entry."""
         return self.policy.caller(request.uid, request.gid)
 
+    def drop_setuid(self, inode: int) -> None:
+        """Take setuid and setgid from a file whose content somebody without rights changes.
+
+        The kernel leaves that to us (HANDLE_KILLPRIV_V2) and goes on with the mode it knows.
+        """
+        if self.policy.drop_setuid(self.engine, inode):
+            self.attributes_changed(inode)
+
+    def attributes_changed(self, inode: int) -> None:
+        """Have the kernel ask for attributes again."""
+        self.notify(protocol.NOTIFY_INVAL_INODE, protocol.INVAL_INODE.pack(inode, -1, 0))
+
 
 def no_system_call() -> OSError:
     """Return the error after which the kernel does not ask again."""

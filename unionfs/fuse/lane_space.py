@@ -34,6 +34,7 @@ class Space:
     """Handlers by opcode in `table`."""
 
     def __init__(self, context: Context) -> None:
+        self._context = context
         self._engine, self._lock = context.engine, context.lock
         self._files, self._work = context.files, context.work
         self._ahead = context.ahead
@@ -61,7 +62,7 @@ class Space:
     def fallocate(self, request: Request) -> Outcome:
         """Allocate or cut out a range."""
         _, offset, length, mode, _ = _FALLOCATE.unpack_from(request.body)
-        inode = request.nodeid
+        inode, uid = request.nodeid, request.uid
         self._ahead.hold(inode)
         with self._lock:
             if self._engine.needs_copy_up(inode):
@@ -69,6 +70,7 @@ class Space:
 
         def allocate() -> bytes:
             with self._lock:
+                self._changes(inode, uid)
                 fd = os.dup(self._engine.writable_fileno(self._files.handle(inode)))
             try:
                 _sys.fallocate(fd, mode, offset, length)
@@ -81,12 +83,13 @@ class Space:
     def copy_file_range(self, request: Request) -> Outcome:
         """Copy between two files of the mount; where it can the filesystem shares the blocks."""
         _, start, target, _, offset, length, _ = _COPY.unpack_from(request.body)
-        inode = request.nodeid
+        inode, uid = request.nodeid, request.uid
         self._ahead.hold(target)
 
         def copy() -> bytes:
             with self._lock:
                 engine, files = self._engine, self._files
+                self._changes(target, uid)
                 out = os.dup(engine.writable_fileno(files.handle(target)))
                 try:
                     source = os.dup(engine.fileno(files.handle(inode)))
@@ -101,6 +104,11 @@ class Space:
                 os.close(out)
 
         return self._start(request.unique, target, copy)
+
+    def _changes(self, inode: int, uid: int) -> None:
+        """Do what a write by `uid` does to setuid; these requests do not say whether to."""
+        if uid:
+            self._context.drop_setuid(inode)
 
     def _start(self, unique: int, inode: int, change: Callable[[], bytes]) -> Outcome:
         """Have a worker change a file, which is copied up first if need be."""

@@ -259,15 +259,9 @@ class Operations(pyfuse3.Operations):
         """Open a file; nothing is copied before the first write."""
         handle = self.engine.open(inode, flags)
         if flags & os.O_TRUNC and ctx.uid:
-            self._drop_setuid(inode)
+            # The kernel does it at every other change of content, but not here.
+            self.policy.drop_setuid(self.engine, inode)
         return self._info(handle, inode, flags)
-
-    def _drop_setuid(self, inode: int) -> None:
-        """Do what the kernel does at every other change of content, but not at O_TRUNC."""
-        mode = self.engine.getattr(inode).mode
-        drop = stat.S_ISUID | (stat.S_ISGID if mode & stat.S_IXGRP else 0)
-        if mode & drop:
-            self.engine.setattr(inode, SetAttr(mode=stat.S_IMODE(mode & ~drop)))
 
     @handler
     async def create(

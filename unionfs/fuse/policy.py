@@ -8,17 +8,24 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from typing import Final
 
 from unionfs.fuse.idmap import IdMap, map_acl
-from unionfs.union import Caller, Engine
+from unionfs.union import Caller, Engine, SetAttr
 
-__all__ = ["CAPABILITY", "Policy"]
+__all__ = ["CAPABILITY", "Policy", "setuid_dropped"]
 
 CAPABILITY: Final = b"security.capability"
 _ACL_PREFIX: Final = b"system.posix_acl_"
 #: How many "has no capability" answers are remembered before starting anew.
 _PLAIN_LIMIT: Final = 1 << 16
+
+
+def setuid_dropped(mode: int) -> int | None:
+    """Return the permissions without setuid and setgid; None when there are none to drop."""
+    drop = stat.S_ISUID | (stat.S_ISGID if mode & stat.S_IXGRP else 0)
+    return stat.S_IMODE(mode & ~drop) if stat.S_ISREG(mode) and mode & drop else None
 
 
 class Policy:
@@ -67,6 +74,27 @@ class Policy:
         """Tell whether an attribute is an ACL that has changed a mode behind the kernel's back."""
         return name.startswith(_ACL_PREFIX) and not self.kernel_acls
 
+    def made(self, inode: int) -> None:
+        """Note that a file is new: it has no capability, and the kernel is about to ask."""
+        self._remember(inode)
+
+    def drop_setuid(self, engine: Engine, inode: int) -> bool:
+        """Take setuid and setgid from a file whose content changes, as the kernel does elsewhere.
+
+        Return whether it had them (`should_drop_suidgid` in fs/attr.c: setgid with execution by
+        the group, else it is a mark for mandatory locking).
+        """
+        mode = setuid_dropped(engine.getattr(inode).mode)
+        if mode is None:
+            return False
+        engine.setattr(inode, SetAttr(mode=mode))
+        return True
+
+    def _remember(self, inode: int) -> None:
+        if len(self._plain) >= _PLAIN_LIMIT:
+            self._plain.clear()
+        self._plain.add(inode)
+
     def _capability(self, engine: Engine, inode: int) -> bytes:
         if inode in self._plain:
             raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
@@ -74,7 +102,5 @@ class Policy:
             return engine.getxattr(inode, CAPABILITY.decode())
         except OSError as exc:
             if exc.errno == errno.ENODATA:
-                if len(self._plain) >= _PLAIN_LIMIT:
-                    self._plain.clear()
-                self._plain.add(inode)
+                self._remember(inode)
             raise

@@ -106,6 +106,9 @@ FATTR_ATIME: Final = 1 << 4
 FATTR_MTIME: Final = 1 << 5
 FATTR_ATIME_NOW: Final = 1 << 7
 FATTR_MTIME_NOW: Final = 1 << 8
+#: The kernel leaves it to the server to take setuid and setgid away, with HANDLE_KILLPRIV_V2.
+FATTR_KILL_SUIDGID: Final = 1 << 11
+WRITE_KILL_SUIDGID: Final = 1 << 2
 FOPEN_KEEP_CACHE: Final = 1 << 1
 #: Codes of notifications: drop what is known of an inode, fill the page cache.
 NOTIFY_INVAL_INODE: Final = 2

@@ -5,8 +5,9 @@ layers are sent, whole, and small ones.
 
 Invariant: the kernel never gets contents that somebody could have made old. In a rw
 mount a lower file changes only after a request for it: READ precedes every shared writable
-mapping of a page that was not sent, the capability is asked for before write(2) touches
-the cache, and truncation is a SETATTR. `hold` is called for each of them before it is
+mapping of a page that was not sent, the capability is asked for before the first write(2)
+touches the cache (before each, without HANDLE_KILLPRIV_V2), and truncation is a SETATTR. `hold`
+is called for each of them before it is
 answered. A file that was held or sent is never sent again while the kernel knows it; and one
 that is on its way is stopped by taking away the memory it is sent from: the kernel
 locks a page first and only then looks at the bytes for it (`fuse_notify_store` in

@@ -270,6 +270,10 @@ class Engine(Closing):
         fh = self._handles.adopt(made[0], fd)
         return fh, self._counted(*made)
 
+    def has(self, parent: int, name: bytes) -> bool:
+        """Tell whether a directory has a visible name."""
+        return self._tree.has(self._tree.dir(parent), name)
+
     def unlink(self, parent: int, name: bytes) -> None:
         """Remove a file's name."""
         self._writable().names.unlink(self._tree.dir(parent), name)
