@@ -22,7 +22,7 @@ from typing import Final
 import attrs
 
 from unionfs.errors import BusyError, NotFoundError, UnionfsError, UsageError, show
-from unionfs.fuse import device, registry
+from unionfs.fuse import device, lister, registry
 from unionfs.fuse.options import MountOptions
 from unionfs.fuse.registry import MountEntry, MountRecord
 from unionfs.fuse.request import MountRequest, canonical, is_dead
@@ -52,6 +52,7 @@ _PAUSE: Final = 0.02
 #: Seconds that a mount may be busy without anybody who has it open.
 _GLANCE: Final = 2.0
 _MAX_USERS: Final = 8
+_LISTER: Final = lister.NAME.encode()
 _LOG_SECONDS: Final = 7 * 24 * 3600
 
 
@@ -355,13 +356,14 @@ def _users(target: bytes, daemon: int) -> Iterator[str]:
     for entry in os.listdir("/proc"):
         if not entry.isdigit() or int(entry) == daemon:
             continue
-        if registry.process_parent(int(entry)) == daemon:
-            continue  # lists directories for it, and ends with it
         base = f"/proc/{entry}"
         with contextlib.suppress(OSError):
             if _uses(base, target):
                 with open(f"{base}/comm", "rb") as comm:
-                    yield f"{show(comm.read().strip())} ({entry})"
+                    name = comm.read().strip()
+                if name == _LISTER and registry.process_parent(int(entry)) == daemon:
+                    continue  # lists directories for the daemon, and ends with it
+                yield f"{show(name)} ({entry})"
 
 
 def _uses(base: str, target: bytes) -> bool:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import socket
-import stat
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from unionfs.fuse import lister
 from unionfs.fuse.background import Background
 from unionfs.fuse.scout import Place as Where
 from unionfs.fuse.scout import Scout
+from unionfs.fuse.sought import Sought
 from unionfs.union import Engine
 
 pytestmark = pytest.mark.fuse
@@ -68,8 +70,14 @@ def _has_ended(pid: int) -> None:
 
 
 def _looked(place: Place) -> int:
-    count: int = json.loads((place.path / "counts").read_text())
-    return count
+    """Return how many names were looked for, once the daemon has ended."""
+    deadline = time.monotonic() + 30
+    while True:
+        with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
+            count: int = json.loads((place.path / "counts").read_text())
+            return count
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 @pytest.fixture
@@ -87,11 +95,23 @@ _ALL = f"for f in $(seq {_NAMES}); do test $(stat -c %s mnt/t/$f) = $(stat -c %s
 @pytest.mark.parametrize("rw", [None, "rw"])
 def test_names_are_known_before_they_are_looked_for(many: Place, rw: str | None) -> None:
     many.mount(rw=rw)
-    many.sh(_FIRST)
-    _lister_is_done(many)
-    many.sh(_ALL)
+    many.py(f"""
+import os, time
+for number in range(1, 11):
+    os.stat(f"mnt/t/{{number}}")
+said, since = "", time.monotonic()
+while not said or time.monotonic() - since < .5:  # the mount is in use all the time
+    os.statvfs("mnt")
+    time.sleep(.0003)
+    now = open("listed").read() if os.path.exists("listed") else ""
+    if now != said:
+        said, since = now, time.monotonic()
+    assert time.monotonic() - since < 30
+for number in range(1, {_NAMES} + 1):
+    assert os.stat(f"mnt/t/{{number}}").st_size == os.stat(f"base/t/{{number}}").st_size
+""")
     many.umount()
-    assert _looked(many) < 50, f"without it {_NAMES}"
+    assert _looked(many) < 30, f"without it {_NAMES}"
 
 
 @pytest.mark.parametrize("option", ["noahead", "entry_timeout=0"])
@@ -115,6 +135,39 @@ def test_a_killed_lister_is_done_without(many: Place) -> None:
     many.umount()
     assert _looked(many) > 60
     assert not os.path.exists(f"/proc/{pid}"), "it is reaped"
+
+
+def test_a_lister_killed_with_work_left_is_done_without(many: Place) -> None:
+    count = 30
+    many.sh(f"for d in $(seq {count}); do mkdir base/d$d; for f in 1 2 3; do "
+            "echo $d > base/d$d/$f; done; done")  # fmt: skip
+    look = f"for d in $(seq {count}); do for f in 1 2 3; do test $(cat mnt/d$d/$f) = $d; done; done"
+    many.mount()
+    many.sh(_FIRST)
+    pid = _lister_is_done(many)
+    os.kill(pid, signal.SIGSTOP)
+    half = f"for d in $(seq {count // 2}); do test -f mnt/d$d/1 -a -f mnt/d$d/2; done"
+    many.sh(half)
+    os.kill(pid, signal.SIGKILL)
+    many.sh(look)
+    many.sh(_ALL)
+    _has_ended(pid)
+    many.umount()
+
+
+def test_an_interpreter_in_the_mount_holds_up_nobody(many: Place) -> None:
+    """Starting it asks the mount; the daemon answers, and nothing keeps the mount from ending."""
+    many.sh(f"cp {os.path.realpath(sys.executable)} base/python")
+    many.patch(f"""
+import types
+from unionfs.fuse import scout
+scout.sys = types.SimpleNamespace(executable={str(many.path)!r} + "/mnt/python")
+""")
+    many.mount()
+    many.sh(_FIRST)
+    many.sh(_ALL)
+    many.sh("fusermount3 -u mnt")
+    assert _looked(many) >= 10
 
 
 def test_the_lister_ends_with_a_killed_daemon(many: Place) -> None:
@@ -154,7 +207,7 @@ import time
     many.umount()
 
 
-def test_a_mount_that_is_left_alone_can_be_unmounted_at_once(many: Place) -> None:
+def test_a_mount_that_is_left_alone_can_be_unmounted(many: Place) -> None:
     many.sh("for d in $(seq 40); do mkdir base/d$d; touch base/d$d/a base/d$d/b base/d$d/c; done")
     many.mount()
     many.sh("for d in $(seq 40); do for f in a b c; do test -f mnt/d$d/$f; done; done")
@@ -163,11 +216,22 @@ def test_a_mount_that_is_left_alone_can_be_unmounted_at_once(many: Place) -> Non
 
 
 def test_the_lister_does_not_count_as_a_user_of_the_mount(many: Place) -> None:
-    """It is stopped with the directory open, as it is for a moment each time."""
+    """The lane lets it wait with the directory open, where it is for a moment each time."""
+    many.patch(f"""
+import time
+from unionfs.fuse import lane
+answer = lane.Lane._take
+def late(self, message):
+    opcode, pid = (int.from_bytes(message[at : at + 4], "little") for at in (4, 32))
+    if opcode == 44 and pid == self._scout.pid:
+        open({str(many.path)!r} + "/listed", "a").write(str(pid) + chr(10))
+        return
+    answer(self, message)
+lane.Lane._take = late
+""")
     many.mount()
     many.sh(_FIRST)
     pid = _lister_is_done(many)
-    os.kill(pid, signal.SIGSTOP)
     child = many.start("sh", "-c", "cd mnt/t && echo in && exec sleep 60", stdout=subprocess.PIPE)
     assert child.stdout is not None
     assert child.stdout.readline() == "in\n"
@@ -175,35 +239,70 @@ def test_the_lister_does_not_count_as_a_user_of_the_mount(many: Place) -> None:
         many.umount()
     child.kill()
     child.communicate()
-    many.umount()
+    os.kill(pid, signal.SIGKILL)
+    many.umount(lazy=True)
 
 
 # -- the parts -----------------------------------------------------------------------------
 
 
 def test_it_goes_on_only_while_programs_use_the_mount(tmp_path: Path) -> None:
-    (tmp_path / "d").mkdir()
+    (tmp_path / "d/e").mkdir(parents=True)
     engine = Engine.start([os.fsencode(tmp_path)], None)
     first = engine.lookup(1, b"d").ino
     thread = Background("test")
-    scout = Scout(engine, threading.Lock(), thread, Where(os.fsencode(tmp_path), 0))
+    scout = Scout(engine, threading.Lock(), thread, Where(os.fsencode(tmp_path), "0:0"))
     scout.pid = 7
-    assert not scout.refuses(first, 8, 1), "another process"
-    scout.requests = 1
-    assert not scout.refuses(first, 7, 2)
-    time.sleep(0.05)
-    scout.requests = 2
-    assert not scout.refuses(first, 7, 4), "a program's request has come"
-    time.sleep(0.05)
-    scout.requests = 3
-    assert scout.refuses(first, 7, 5)
-    thread.close()
+    scout.seen = time.perf_counter() - 1
+    assert not scout.refuses(first, 0, 8), "another process"
+    assert scout.refuses(first, 0, 7)
+    assert scout.refuses(first, 9, 7)
+    scout.seen = time.perf_counter() + 1
+    assert not scout.refuses(first, 0, 7)
+    thread.close()  # what is named now stays in the queue
+    for _ in range(9):
+        scout.looked(first, 8)
+        scout.looked(first, 7)
+    assert list(scout._queue) == [b"d"]
+    scout.seen = 0
+    assert scout.refuses(first, 0, 7)
+    assert not scout._queue
+    for _ in range(9):
+        scout.looked(first, 7)
+    assert not scout._queue, "its own"
+    for _ in range(9):
+        scout.looked(first, 8)
+    assert list(scout._queue) == [b"d"], "named anew"
     scout.stop()
     scout.wait()
     engine.close()
 
 
-def _listed(target: Path, device: int, *paths: bytes) -> list[str]:
+def test_an_error_in_it_is_nobodys_business(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("broken")
+
+    (tmp_path / "d").mkdir()
+    with Engine.start([os.fsencode(tmp_path)], None) as engine:
+        thread = Background("test")
+        scout = Scout(engine, threading.Lock(), thread, Where(os.fsencode(tmp_path), "0:0"))
+        monkeypatch.setattr(Sought, "worth", fail)
+        for _ in range(3):
+            scout.looked(1, 5)
+        thread.close()
+    said = [record.getMessage() for record in caplog.records]
+    assert said == ["listing directories in advance has failed and stays off"]
+    caplog.clear()
+
+
+def _device(path: Path) -> str:
+    device = path.stat().st_dev
+    return f"{os.major(device)}:{os.minor(device)}"
+
+
+def _listed(target: Path, device: str, *paths: bytes, ends: bool = False) -> list[str]:
     """Run the lister itself; return what it opens to list."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     code = """
@@ -218,12 +317,14 @@ runpy.run_path(sys.argv[0], run_name="__main__")
     with ours, theirs:
         words = [sys.executable, "-I", "-S", "-c", code, lister.__file__]
         child = subprocess.Popen(
-            [*words, str(theirs.fileno()), str(target), str(device)],
+            [*words, str(theirs.fileno()), str(target), device],
             pass_fds=(theirs.fileno(),),
             stdout=subprocess.PIPE,
             text=True,
         )
         theirs.close()
+        if ends:
+            assert ours.recv(16) == b""
         for path in paths:
             ours.send(b"/" + path)
             assert ours.recv(16) == b"."
@@ -233,18 +334,35 @@ runpy.run_path(sys.argv[0], run_name="__main__")
     return out.splitlines()
 
 
-def test_the_lister_lists_what_it_is_told(tmp_path: Path) -> None:
+@pytest.fixture
+def tree(tmp_path: Path) -> Iterator[Path]:
+    """Return a filesystem of its own: the program must not lie on the same."""
+    if os.geteuid():
+        pytest.skip("needs root to mount a tmpfs")
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", tmp_path], check=True)
     (tmp_path / "a/b").mkdir(parents=True)
-    device = tmp_path.stat().st_dev
-    found = _listed(tmp_path, device, b"", b"a", b"a/b", b"absent")
-    assert found == [str(tmp_path), f"{tmp_path}/a", f"{tmp_path}/a/b"]
+    yield tmp_path
+    subprocess.run(["umount", "-R", tmp_path], check=True)
 
 
-def test_the_lister_follows_no_link_and_stays_on_the_device(tmp_path: Path) -> None:
-    (tmp_path / "a/b").mkdir(parents=True)
-    (tmp_path / "link").symlink_to("a")
-    os.mkfifo(tmp_path / "pipe")
-    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
-    device = tmp_path.stat().st_dev
-    assert _listed(tmp_path, device, b"link", b"link/b", b"pipe", b"../" + b"x") == []
-    assert _listed(tmp_path, device + 1, b"", b"a") == []
+def test_the_lister_lists_what_it_is_told(tree: Path) -> None:
+    found = _listed(tree, _device(tree), b"", b"a", b"a/b", b"absent")
+    assert found == [str(tree), f"{tree}/a", f"{tree}/a/b"]
+
+
+def test_the_lister_follows_no_link(tree: Path) -> None:
+    (tree / "link").symlink_to("a")
+    os.mkfifo(tree / "pipe")
+    assert _listed(tree, _device(tree), b"link", b"link/b", b"pipe", b"../x") == []
+
+
+def test_the_lister_stays_on_the_mount(tree: Path) -> None:
+    assert _listed(tree, "0:1", b"", b"a") == [], "another mount covers it"
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", tree / "a"], check=True)
+    (tree / "a/b").mkdir()
+    assert _listed(tree, _device(tree), b"a", b"a/b", b"") == [str(tree)]
+
+
+def test_a_lister_that_would_run_from_the_mount_ends(tmp_path: Path) -> None:
+    place = Path(os.path.realpath(sys.executable))
+    assert _listed(tmp_path, _device(place), ends=True) == []

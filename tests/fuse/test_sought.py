@@ -84,7 +84,7 @@ def test_what_is_named_already_is_left_out_of_a_row() -> None:
     assert guess.look("t/d03", 2) == ["t/d03"]
     assert guess.look("t/d01", 2) == ["t/d01"]
     assert guess.look("t/d02") == ["t/d02", "t/d04"]
-    assert guess.look("t/d04", 9) == [f"t/d{n:02}" for n in range(5, 9)]
+    assert guess.look("t/d04", 9) == [f"t/d{n:02}" for n in range(4, 9)], "at once, for itself"
 
 
 def test_a_large_neighbour_has_to_be_worth_it_itself() -> None:
@@ -93,6 +93,17 @@ def test_a_large_neighbour_has_to_be_worth_it_itself() -> None:
     for name in ("t/a", "t/d"):
         guess.look(name, 2)
     assert guess.look("t/e") == []
+
+
+def test_a_large_neighbour_is_not_listed_with_others() -> None:
+    guess = _Guess(_Tree({"t": 3, "t/a": 5, "t/b": 5, "t/c": 10_000}))
+    guess.look("t/a", 2)
+    assert guess.look("t/b", 2) == ["t/b", "t/c"], "it has not been looked at"
+    small, large = guess.tree.number("t/b"), guess.tree.number("t/c")
+    assert not guess.sought.too_large(small)
+    assert guess.sought.too_large(large)
+    assert guess.look("t/c", 400) == ["t/c"], "it is worth it for itself"
+    assert not guess.sought.too_large(large)
 
 
 def test_what_the_kernel_lists_by_itself_is_not_named() -> None:
@@ -122,11 +133,16 @@ def test_a_forgotten_directory_is_new() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 29), st.integers(1, 40)), max_size=60))
-def test_nothing_is_named_twice_or_unasked_for(looks: list[tuple[int, int]]) -> None:
+def test_what_is_named_was_asked_for_or_comes_with_it_once(looks: list[tuple[int, int]]) -> None:
     guess = _row(30, names=20)
     named = [guess.look(f"t/d{n:02}", times) for n, times in looks]
     flat = list(itertools.chain.from_iterable(named))
-    assert len(flat) == len(set(flat))
+    neighbours = list(itertools.chain.from_iterable(found[1:] for found in named))
+    assert len(neighbours) == len(set(neighbours))
+    assert all(
+        found[:1] in ([], [f"t/d{n:02}"]) for found, (n, _) in zip(named, looks, strict=True)
+    )
+    assert all(flat.count(path) <= 2 for path in flat)
     assert set(flat) <= {f"t/d{n:02}" for n in range(30)}
     totals = [sum(times for m, times in looks if m == n) for n in range(30)]
     assert {f"t/d{n:02}" for n in range(30) if totals[n] > 1} <= set(flat)

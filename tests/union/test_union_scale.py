@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -132,3 +133,23 @@ def test_entries_of_two_branches_in_turn_are_found_with_few_open_directories(
             engine.setattr(engine.lookup(sub, name).ino, SetAttr(mode=0o700))
         found = engine.lookup_all(sub, [b"f1", *dirs, b"f2"])
         assert [attr and attr.size for attr in (found[0], found[-1])] == [1, 2]
+
+
+def test_tables_of_forgotten_files_become_small(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    for number in range(3000):
+        (tmp_path / f"d/f{number}").touch()
+    with start([tmp_path], None, EngineOptions()) as engine:
+        directory = engine.lookup(1, b"d").ino
+        found = engine.lookup_all(directory, engine.names(directory))
+        table = engine._tree.inodes
+        assert engine.live == 3002
+        for attr in found:
+            assert attr is not None
+            engine.forget(attr.ino)
+        assert engine.live == 2
+        large = sys.getsizeof(table.by_ino)
+        engine.compact()
+        assert sys.getsizeof(table.by_ino) < large / 100
+        assert engine.lookup(directory, b"f7").size == 0
+        engine.forget(engine.lookup(1, b"d").ino, 2)

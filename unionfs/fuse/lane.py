@@ -74,6 +74,8 @@ _AGREED: Final = struct.Struct("=II")
 #: Answers to write(2) on the device that concern one request that nobody waits for any more.
 _GONE: Final = (errno.ENOENT, errno.ENODEV, errno.ECONNABORTED)
 _NO_INIT: Final = -1
+#: These come when the kernel likes, not because somebody uses the mount.
+_FORGETS: Final = (Op.FORGET, Op.BATCH_FORGET)
 #: So many files forgotten are worth giving their memory back, after a pause of so many ms.
 _MANY: Final = 50_000
 _REST: Final = 500
@@ -109,6 +111,7 @@ class Lane:
         place: Place | None = None,
     ) -> None:
         self._fd = fd
+        self._engine, self._lock = engine, lock
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._ours = ours
         self.inner = theirs.detach()
@@ -125,7 +128,7 @@ class Lane:
         useful = options.ahead and options.entry_timeout > 0
         self._scout = scout = Scout(engine, lock, thread, place if useful else None)
         context = Context(engine, lock, options, policy, ahead, scout, thread, reply, self.notify)
-        self._context = context
+        self._taken = 0
         self._work = context.work
         self._reads = Reads(context)
         tables = self._reads.table | Changes(context).table | Space(context).table
@@ -163,8 +166,8 @@ class Lane:
     def settle(self) -> None:
         """Wait until no request has come, and none was waited for, for a moment."""
         seen = -1
-        while seen != self._context.taken or not self._work.idle:
-            seen = self._context.taken
+        while seen != self._taken or not self._work.idle:
+            seen = self._taken
             time.sleep(_MOMENT)
 
     # -- from the kernel -----------------------------------------------------------
@@ -230,12 +233,16 @@ class Lane:
 
         The collector looks at all that is left, which takes long if that is much.
         """
-        with self._context.lock:
-            left = self._context.engine.compact()
-        if left <= self._reads.forgotten:
+        forgotten, self._reads.forgotten = self._reads.forgotten, 0
+        try:
+            with self._lock:
+                if self._engine.live > forgotten:
+                    return
+                self._engine.compact()
             gc.collect()  # also empties the lists of free objects that types keep
             _sys.trim_memory()
-        self._reads.forgotten = 0
+        except Exception:  # noqa: BLE001  # logged; it goes on as it is
+            _log.exception("no memory could be given back")
 
     @property
     def _may_spin(self) -> bool:
@@ -251,9 +258,9 @@ class Lane:
 
     def _take(self, message: memoryview) -> None:
         request = Request(message)
-        self._context.taken += 1
-        if request.pid == self._scout.pid:
-            self._scout.requests += 1
+        self._taken += 1
+        if request.pid != self._scout.pid and request.opcode not in _FORGETS:
+            self._scout.seen = time.perf_counter()
         handler = self._table.get(request.opcode)
         if handler is None:
             self._pass(request, message)

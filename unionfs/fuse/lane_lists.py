@@ -113,7 +113,7 @@ class Lists:
         """List with attributes and a reference on each entry but the dots."""
         _, offset, room, *_ = protocol.WRITE_IN.unpack_from(request.body)
         directory = request.nodeid
-        if self._scout.refuses(directory, request.pid, self._context.taken):
+        if self._scout.refuses(directory, offset, request.pid):
             raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
         if not offset:
             self._scout.lists(directory)
@@ -130,7 +130,8 @@ class Lists:
                 pass
         if self._on:
             self._ahead.listed(directory, part.of_type(_REGULAR), anew=not offset)
-            self._foresee(offset, part)
+            if request.pid != self._scout.pid:
+                self._foresee(offset, part)
         return bytes(part.answer)
 
     def _begin(self, directory: int, offset: int, room: int, *, plus: bool) -> _Part:

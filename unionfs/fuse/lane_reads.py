@@ -93,7 +93,7 @@ class Reads:
                 attr = self._engine.lookup(request.nodeid, name)
         except FileNotFoundError:
             return self._absent
-        self._scout.looked(request.nodeid)
+        self._scout.looked(request.nodeid, request.pid)
         return self._context.entry(attr)
 
     def forget(self, request: Request) -> Outcome:

@@ -96,8 +96,6 @@ class Context:
         self.scout = scout
         self.thread = thread
         self.notify = notify
-        #: How many requests have come.
-        self.taken = 0
         self.work = LaneWork(engine, self.lock, reply)
         self.files = Files(engine)
         self.listings = Listings(engine)

@@ -8,14 +8,16 @@ their attributes. `unionfs.fuse.sought` says which are worth it.
 It is a process of its own because the server must never wait for itself: one that has a request
 open at its own mount cannot be killed.
 
-Invariant: the server never waits for the process, and it has nothing open on the mount when
-programs have left that alone for a moment (`_QUIET`): it would keep it from being unmounted. When
-the process cannot be started, or has ended, names are looked for one by one as before.
+Invariant: the server never waits for the process but a moment at its own end, and soon after
+programs have left the mount alone (`_QUIET`, and the part of a listing under way) the process has
+nothing open on it: it would keep it from being unmounted. When the process cannot be started,
+or has ended, names are looked for one by one as before.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import logging
 import os
@@ -37,16 +39,21 @@ __all__ = ["Place", "Scout"]
 _log = logging.getLogger(__name__)
 #: Directories that the process is told of before it is done with the first.
 _TOLD: Final = 4
+_WAITING: Final = 256
 #: Seconds since the last request of a program after which nothing more is listed.
-_QUIET: Final = 10e-3
+_QUIET: Final = 1e-3
+#: Seconds to wait for the process at the end.
+_MOMENT: Final = 1.0
+#: What an interpreter may need to start.
+_KEPT: Final = ("LD_LIBRARY_PATH",)
 _NOBODY: Final = -1
 
 
 class Place(NamedTuple):
-    """Where a mount is: its absolute path and, to know it by, its device number."""
+    """Where a mount is: its absolute path and, to know it by, its device as MAJOR:MINOR."""
 
     target: bytes
-    device: int
+    device: str
 
 
 class Scout:
@@ -62,57 +69,56 @@ class Scout:
         self._thread = thread
         self._on = place is not None
         self._sought = Sought(engine)
-        self._queue: deque[bytes] = deque()
+        self._queue: deque[bytes] = deque(maxlen=_WAITING)
         self._told = 0
         self._socket: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        #: The process; its requests are counted by whoever takes them.
+        #: The process.
         self.pid = _NOBODY
-        self.requests = 0
-        self._others = 0
-        self._seen = 0.0
+        #: When a program's last request came (time.perf_counter), for whoever takes them to set.
+        self.seen = 0.0
         if place is not None:
             tell = functools.partial(self._tell, place)
             thread.add("listing directories in advance", self._take, tell)
 
     # -- from the lane's thread ------------------------------------------------------
 
-    def looked(self, directory: int) -> None:
-        """Note that a name was looked for, and found."""
-        if not self._on or not self._sought.looked(directory):
+    def looked(self, directory: int, pid: int) -> None:
+        """Note that a process looked for a name, and found it."""
+        if not self._on or pid == self.pid or not self._sought.looked(directory):
             return
         try:
             with self._lock:
                 paths = self._sought.worth(directory)
-        except OSError:  # gone, or unreadable: whoever lists it will be told
-            return
-        if paths:
-            with self._thread.lock:
-                self._queue.extend(paths)
-                self._thread.wake()
+            if paths:
+                with self._thread.lock:
+                    self._queue.appendleft(paths[0])
+                    self._queue.extend(paths[1:])
+                    self._thread.wake()
+        except OSError:
+            return  # gone, or unreadable: whoever lists it will be told
+        except Exception:  # noqa: BLE001  # logged; a mount lives without
+            _log.exception("listing directories in advance has failed and stays off")
+            self._on = False
 
     def lists(self, directory: int) -> None:
         """Note that somebody begins to list a directory."""
         if self._on:
             self._sought.listed(directory)
 
-    def refuses(self, directory: int, pid: int, taken: int) -> bool:
-        """Tell whether the process is not to go on, if it is that which asks for a listing.
-
-        `taken` counts all requests that have come.
-        """
+    def refuses(self, directory: int, offset: int, pid: int) -> bool:
+        """Tell whether the process is not to go on, if it is that which asks for a listing."""
         if pid != self.pid:
             return False
-        now = time.perf_counter()
-        if taken - self.requests != self._others:
-            self._others = taken - self.requests
-            self._seen = now
-        if now - self._seen <= _QUIET:
+        if time.perf_counter() - self.seen > _QUIET:
+            self._sought.unlisted(directory)
+            with self._thread.lock:
+                self._queue.clear()
+            return True
+        if offset:
             return False
-        self._sought.unlisted(directory)
-        with self._thread.lock:
-            self._queue.clear()
-        return True
+        with self._lock:
+            return self._sought.too_large(directory)
 
     def forget(self, directory: int) -> None:
         """Drop what is known of a directory that the kernel knows no longer."""
@@ -123,22 +129,38 @@ class Scout:
 
     def _take(self) -> bytes | None:
         if self._socket is not None:
-            with contextlib.suppress(BlockingIOError):
-                while self._told and self._socket.recv(1, socket.MSG_DONTWAIT):
-                    self._told -= 1
-        return self._queue.popleft() if self._queue and self._told < _TOLD else None
+            try:
+                while answer := self._socket.recv(1, socket.MSG_DONTWAIT):
+                    self._told -= len(answer)
+            except BlockingIOError:
+                pass
+            except OSError as exc:
+                self._give_up(exc.strerror)
+            else:
+                self._give_up("its process has ended")
+        return self._queue.popleft() if self._on and self._queue and self._told < _TOLD else None
 
     def _tell(self, place: Place, path: bytes) -> bool:
         try:
             if self._socket is None:
                 self._socket = self._start(place)
-            self._socket.send(b"/" + path)
+            self._socket.send(b"/" + path, socket.MSG_DONTWAIT)
+        except (BlockingIOError, InterruptedError):
+            return True  # it has more than enough to do
         except OSError as exc:
-            _log.info("no directory is listed in advance any more: %s", exc.strerror)
-            self._on = False
-            return False
+            if exc.errno != errno.EMSGSIZE:
+                self._give_up(exc.strerror)
+            return self._on
         self._told += 1
         return True
+
+    def _give_up(self, reason: str | None) -> None:
+        _log.info("no directory is listed in advance any more: %s", reason)
+        self._on = False
+        self.pid = _NOBODY
+        self._queue.clear()
+        if self._process is not None:
+            self._process.poll()  # what has ended is not to stay a zombie
 
     def _start(self, place: Place) -> socket.socket:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -147,12 +169,13 @@ class Scout:
             program = [sys.executable, "-I", "-S", "-B", lister.__file__]
             try:
                 self._process = subprocess.Popen(
-                    [*program, str(number), os.fsdecode(place.target), str(place.device)],
+                    [*program, str(number), os.fsdecode(place.target), place.device],
                     pass_fds=(number,),
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
                     cwd="/",
-                    env={},
+                    env={name: os.environ[name] for name in _KEPT if name in os.environ},
                 )
             except OSError:
                 ours.close()
@@ -170,6 +193,7 @@ class Scout:
             self._process.kill()
 
     def wait(self) -> None:
-        """Wait until the process has ended; the mount's connection must have."""
+        """Reap the process, if it ends soon; the mount's connection must have."""
         if self._process is not None:
-            self._process.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_MOMENT)

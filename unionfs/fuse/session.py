@@ -15,6 +15,7 @@ import os
 import resource
 import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from typing import Final
@@ -56,6 +57,9 @@ def serve(plan: Plan, on_ready: Callable[[MountRecord], None]) -> None:
     """
     os.chdir("/")
     os.umask(0)
+    # vfork(2) keeps the interpreter until the child has its program, which may lie in the mount.
+    # This is the switch that the documentation of subprocess names.
+    subprocess._USE_VFORK = False  # type: ignore[misc]  # noqa: SLF001
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     request = plan.request
@@ -154,8 +158,7 @@ class _Session:
         return ""
 
     def _place(self) -> Place | None:
-        major, colon, minor = self._device.partition(":")
-        return Place(self.target, os.makedev(int(major), int(minor))) if colon else None
+        return Place(self.target, self._device) if self._device else None
 
     def _leave(self) -> None:
         """Unmount if that has not happened yet, and forget the mount."""

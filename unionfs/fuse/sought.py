@@ -7,8 +7,9 @@ looked for. Where this was so before for its neighbours the first name is enough
 directories that follow come with it: twice as many as were listed in a row before it, up to
 `_MOST`.
 
-Invariant: a directory is named once, until it is forgotten. What is remembered is bounded by what
-the kernel knows, and in each row of neighbours by `_ROW`.
+Invariant: a directory is named at most once as a neighbour, and once for itself if it has not been
+listed by then, until it is forgotten; a large one only for itself. What is remembered is bounded by
+what the kernel knows, and in each row of neighbours by `_ROW`.
 """
 
 from __future__ import annotations
@@ -61,12 +62,14 @@ class _Row:
         return index if index < len(self.names) and self.names[index] == name else -1
 
     def following(self, index: int) -> list[bytes]:
-        """Name the directory at a place, and those after it that are worth it too."""
+        """Name those after the directory at a place that are worth it too."""
+        self.named.add(index)
         before = index
         while before and index - before < _MOST and before - 1 in self.named:
             before -= 1
         last = index + min(2 * (index - before), _MOST)
-        chosen = [i for i in range(index, last + 1) if i < len(self.names) and i not in self.named]
+        after = range(index + 1, min(last + 1, len(self.names)))
+        chosen = [i for i in after if i not in self.named]
         self.named.update(chosen)
         return [self.prefix + self.names[i] for i in chosen]
 
@@ -118,7 +121,11 @@ class Sought:
             row = self._rows[parent] = _Row(path[: path.rfind(b"/") + 1], names)
         row.found += 1
         index = row.place(path[len(row.prefix) :])
-        return row.following(index) if index >= 0 else [path]
+        return [path, *row.following(index)] if index >= 0 else [path]
+
+    def too_large(self, directory: int) -> bool:
+        """Tell whether one about to be listed was named as a neighbour, and is large."""
+        return directory not in self._awaited and self._directories.count_names(directory) > _SMALL
 
     def listed(self, directory: int) -> None:
         """Note that the kernel lists a directory: its names need not be looked for."""

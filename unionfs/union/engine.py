@@ -161,10 +161,14 @@ class Engine(Closing):
         """Tell whether a number is that of a live file or directory."""
         return ino in self._tree.inodes.by_ino
 
-    def compact(self) -> int:
-        """Keep no room for files that were forgotten; return how many live ones there are."""
-        self._tree.inodes.compact()
+    @property
+    def live(self) -> int:
+        """How many files and directories somebody refers to."""
         return len(self._tree.inodes.by_ino)
+
+    def compact(self) -> None:
+        """Keep no room for files that were forgotten."""
+        self._tree.inodes.compact()
 
     def getattr(self, ino: int, fh: int | None = None) -> Attr:
         """Return attributes; handles follow their node, so `fh` needs no look."""

@@ -31,7 +31,7 @@ def attributes(tree: Tree, directory: DirNode, names: Sequence[bytes]) -> list[A
     plain = tree.trusts_children and not directory.gone
     below = tree.below(directory, scan) if plain else {}
     children = directory.children if tree.trusts_children else {}
-    fds: dict[int, int] = {}
+    position = fd = -1
     tree.stats.lookups += len(names)
     for name in names:
         known = children.get(name)
@@ -43,17 +43,16 @@ def attributes(tree: Tree, directory: DirNode, names: Sequence[bytes]) -> list[A
                 if child is None or name in scan.entries or name in scan.whiteouts:
                     met = tree.look(directory, name)
                 else:
-                    position = child.branches[0]
-                    fd = fds.get(position, -1)
-                    if fd < 0:
-                        fd = fds[position] = tree.fd(directory, position)
+                    if child.branches[0] != position:
+                        position = child.branches[0]
+                        fd = tree.fd(directory, position)
                     met = tree.meet(fd, directory, name, position, child.branches)
             if met is None:
                 found.append(None)
                 continue
             node, status = met
-            if status is None or status.nlink > 1 or node.branch not in fds:
-                fds.clear()  # other directories may have been opened, and these closed
+            if status is None or status.nlink > 1 or node.branch != position:
+                position = -1  # other directories may have been opened, and `fd` closed
             found.append(tree.attr(node, status))
         except FileNotFoundError:
             found.append(None)
