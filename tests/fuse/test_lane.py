@@ -345,6 +345,7 @@ _CONTENT_CHANGES = {
     "copy": 'py \'import os; os.copy_file_range(os.open("mnt/b", 0), os.open("mnt/F", 1), 2)\'',
     "big write": "head -c 3000000 /dev/zero >> mnt/F",
     "change of group": "chgrp $(id -g) mnt/F",
+    "change of no owner": "py 'import os; os.chown(\"mnt/F\", -1, -1)'",
 }
 
 

@@ -97,7 +97,10 @@ class Changes:
             mtime_ns=_time(valid, protocol.FATTR_MTIME, protocol.FATTR_MTIME_NOW, mtime, mtime_ns),
         )
         inode = request.nodeid
-        kills = bool(valid & protocol.FATTR_KILL_SUIDGID) and changes.mode is None
+        # Asked for nothing: what is left of taking setuid away, which the kernel leaves to us. It
+        # also asks so when root, who may keep setuid, writes to a file with a capability.
+        empty = not valid & ~protocol.FATTR_ABOUT and request.uid != 0
+        kills = changes.mode is None and (empty or bool(valid & protocol.FATTR_KILL_SUIDGID))
 
         def change() -> bytes:
             wanted = changes

@@ -108,6 +108,8 @@ FATTR_ATIME_NOW: Final = 1 << 7
 FATTR_MTIME_NOW: Final = 1 << 8
 #: The kernel leaves it to the server to take setuid and setgid away, with HANDLE_KILLPRIV_V2.
 FATTR_KILL_SUIDGID: Final = 1 << 11
+#: These say how a SETATTR came about, not what to set.
+FATTR_ABOUT: Final = 1 << 6 | 1 << 9  # a handle, a lock owner
 WRITE_KILL_SUIDGID: Final = 1 << 2
 FOPEN_KEEP_CACHE: Final = 1 << 1
 #: Codes of notifications: drop what is known of an inode, fill the page cache.

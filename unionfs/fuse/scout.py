@@ -92,8 +92,8 @@ class Scout:
                 paths = self._sought.worth(directory)
             if paths:
                 with self._thread.lock:
-                    self._queue.appendleft(paths[0])
                     self._queue.extend(paths[1:])
+                    self._queue.appendleft(paths[0])  # the last, or a full queue would drop it
                     self._thread.wake()
         except OSError:
             return  # gone, or unreadable: whoever lists it will be told
@@ -128,7 +128,7 @@ class Scout:
     # -- the thread --------------------------------------------------------------------
 
     def _take(self) -> bytes | None:
-        if self._socket is not None:
+        if self._socket is not None and self._on:
             try:
                 while answer := self._socket.recv(1, socket.MSG_DONTWAIT):
                     self._told -= len(answer)
@@ -138,6 +138,8 @@ class Scout:
                 self._give_up(exc.strerror)
             else:
                 self._give_up("its process has ended")
+        if not self._on and self._process is not None:
+            self._process.poll()  # what has ended is not to stay a zombie
         return self._queue.popleft() if self._on and self._queue and self._told < _TOLD else None
 
     def _tell(self, place: Place, path: bytes) -> bool:
@@ -159,8 +161,6 @@ class Scout:
         self._on = False
         self.pid = _NOBODY
         self._queue.clear()
-        if self._process is not None:
-            self._process.poll()  # what has ended is not to stay a zombie
 
     def _start(self, place: Place) -> socket.socket:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
