@@ -147,7 +147,7 @@ class Scout:
             if self._socket is None:
                 self._socket = self._start(place)
             self._socket.send(b"/" + path, socket.MSG_DONTWAIT)
-        except (BlockingIOError, InterruptedError):
+        except BlockingIOError:
             return True  # it has more than enough to do
         except OSError as exc:
             if exc.errno != errno.EMSGSIZE:

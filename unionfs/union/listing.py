@@ -75,10 +75,12 @@ def directories(tree: Tree, directory: DirNode) -> list[bytes]:
     """Return the names of a directory's subdirectories, sorted."""
     scan = tree.scan(directory)
     below = tree.below(directory, scan)
-    found = {name for name, fmt in scan.entries.items() if fmt == stat.S_IFDIR}
-    hidden = scan.whiteouts | scan.entries.keys()
-    found.update(name for name, child in below.items() if child.is_dir and name not in hidden)
-    return sorted(found)
+    entries = scan.entries
+
+    def fmt(name: bytes) -> int:
+        return entries[name] if name in entries else below[name].fmt
+
+    return sorted(name for name in tree.names(directory) if fmt(name) == stat.S_IFDIR)
 
 
 def open_files(tree: Tree, inos: Iterable[int]) -> list[tuple[int, int]]:
