@@ -133,7 +133,7 @@ def test_stale_records_are_listed_and_cleaned(place: Place) -> None:
     place.kill(pid)
     place.run(*(["fusermount3", "-u"] if place.way == "user" else ["umount"]), "mnt")
     assert [item["state"] for item in place.mounts()] == ["stale"]
-    assert place.control(place.ask("clean")) == [f"{place.path}/mnt"]
+    assert place.clean() == [f"{place.path}/mnt"]
     assert (place.mounts(), place.leftovers()) == ([], [])
     assert tree_of(place.path / ".store") == ["ephemeral/"]
 
@@ -400,7 +400,7 @@ def test_a_defect_costs_one_error_and_not_the_mount(user: Place) -> None:
     assert "KeyError" in log
     assert user.leftovers() == [Path(answer["log"]).name]
     os.utime(answer["log"], (0, 0))
-    user.control(user.ask("clean"))
+    user.clean()
     assert user.leftovers() == []
 
 

@@ -209,9 +209,14 @@ class Place:
         self.control(self.ask("umount", target=target, lazy=lazy))
 
     def mounts(self) -> list[dict[str, Any]]:
-        """Return what `list_mounts` says about this place."""
+        """Return what `list_mounts` says about this place; the machine may have others."""
         found: list[dict[str, Any]] = self.control(self.ask("list"))
         return [item for item in found if item["target"].startswith(f"{self.path}/")]
+
+    def clean(self) -> list[str]:
+        """Clean up as `clean` does; return what that was here (see `mounts`)."""
+        found: list[str] = self.control(self.ask("clean"))
+        return [target for target in found if target.startswith(f"{self.path}/")]
 
     def foreground(self, **words: Any) -> list[str]:
         """Return the command that mounts in the foreground."""
