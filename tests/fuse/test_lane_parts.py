@@ -6,6 +6,7 @@ The kernel is played by one end of a socket pair, pyfuse3 by the test.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import socket
 import struct
@@ -38,13 +39,13 @@ _ALL = 0xFFFFFFFF
 class Kernel:
     """Both ends of a lane: `device` is the kernel's, `pyfuse3` the other side's."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, options: str = "") -> None:
         self.device, served = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.device.settimeout(10)
         self.ended = threading.Event()
-        options = MountOptions(lane=True).settled(uid=0, writable=True)
+        settled = MountOptions.parse([options]).settled(uid=0, writable=True)
         policy = Policy((IdMap(), IdMap()))
-        self.lane = Lane(served.detach(), engine, threading.Lock(), options, policy, Meter())
+        self.lane = Lane(served.detach(), engine, threading.Lock(), settled, policy, Meter())
         self.pyfuse3 = socket.socket(fileno=self.lane.inner)
         self.pyfuse3.settimeout(10)
         self.lane.start(self.ended.set)
@@ -73,7 +74,11 @@ class Kernel:
 
     def greet(self, flags: int = _ALL) -> int:
         """Do INIT, pyfuse3 agreeing to everything; return the flags the kernel gets."""
-        number = self.send(Op.INIT, 0, struct.pack("=IIII", 7, 38, 1 << 17, flags))
+        return self.greet_fully(flags)[0]
+
+    def greet_fully(self, flags: int) -> tuple[int, int]:
+        """Do INIT; return the flags that the kernel gets and how deep it may stack."""
+        number = self.send(Op.INIT, 0, struct.pack("=IIIQ44x", 7, 38, 1 << 17, flags))
         message = self.pyfuse3.recv(1000)
         assert protocol.IN_HEADER.unpack_from(message)[2] == number
         agreed = struct.pack(_INIT_OUT, 7, 38, 1 << 17, 1 << 3, 12, 9, 1 << 20, 1, 256, *[0] * 5)
@@ -81,7 +86,8 @@ class Kernel:
         self.pyfuse3.send(head + agreed)
         unique, code, payload = self.answer()
         assert (unique, code) == (number, 0)
-        return int(struct.unpack_from("=I", payload, 12)[0])
+        lower, upper = (struct.unpack_from("=I", payload, at)[0] for at in (12, 32))
+        return lower | upper << 32, struct.unpack_from("=I", payload, 36)[0]
 
     def close(self) -> None:
         self.pyfuse3.close()
@@ -124,6 +130,40 @@ def test_truncation_at_open_is_declined_and_links_are_cached(kernel: Kernel) -> 
 def test_only_what_the_kernel_offers_is_agreed_on(kernel: Kernel) -> None:
     offered = InitFlag.NO_OPEN_SUPPORT | InitFlag.NO_OPENDIR_SUPPORT
     assert kernel.greet(offered) == 0
+
+
+@pytest.mark.logs_warnings
+def test_passthrough_is_agreed_on_where_it_is_offered(engine: Engine) -> None:
+    offered = InitFlag.PASSTHROUGH | InitFlag.INIT_EXT
+    for options, flags, agreed, reason in (
+        ("ro,passthrough", offered, (offered, 1), False),
+        ("ro", offered, (0, 0), False),
+        ("ro,passthrough", InitFlag.INIT_EXT, (0, 0), True),
+        ("ro,passthrough", InitFlag.PASSTHROUGH, (0, 0), True),  # no such flag without the other
+    ):
+        kernel = Kernel(engine, options)
+        assert kernel.greet_fully(flags) == agreed
+        assert (kernel.lane.no_passthrough is not None) == reason
+        kernel.close()
+
+
+def test_a_file_found_again_keeps_its_backing_file_when_it_is_forgotten_late(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """FORGETs have a queue of their own; with another backing file the kernel would say EIO."""
+    given = iter(range(1, 100))
+    monkeypatch.setattr(fcntl, "ioctl", lambda *_: next(given))
+    (tmp_path / "layer/big").write_bytes(bytes(1 << 17))
+    kernel = Kernel(engine, "ro,passthrough")
+    kernel.greet_fully(InitFlag.PASSTHROUGH | InitFlag.INIT_EXT)
+    for _ in range(2):
+        _, entry = kernel.ask(Op.LOOKUP, 1, b"big\0")
+    (ino,) = struct.unpack_from("=Q", entry)
+    first = kernel.ask(Op.OPEN, ino, bytes(8))
+    assert protocol.OPEN_OUT.unpack(first[1])[2] == 1
+    kernel.send(Op.FORGET, ino, struct.pack("=Q", 1))
+    assert kernel.ask(Op.OPEN, ino, bytes(8)) == first
+    kernel.close()
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from unionfs.fuse.background import Background
 from unionfs.fuse.lane_lists import Lists
 from unionfs.fuse.lane_request import Context, Request
 from unionfs.fuse.options import MountOptions
+from unionfs.fuse.passthrough import Passthrough
 from unionfs.fuse.policy import Policy
 from unionfs.fuse.protocol import Op
 from unionfs.fuse.readahead import ReadAhead
@@ -97,7 +98,16 @@ class _Union:
             raise AssertionError
 
         self.context = Context(
-            self.engine, lock, options, policy, ahead, scout, self.thread, nobody, nobody
+            self.engine,
+            lock,
+            options,
+            policy,
+            ahead,
+            scout,
+            self.thread,
+            Passthrough(-1, self.engine),
+            nobody,
+            nobody,
         )
         self.lists = Lists(self.context)
         self.dirs = [self.engine.lookup(1, name).ino for name in self.engine.names(1)]

@@ -16,6 +16,7 @@ import stat
 import sys
 from typing import NamedTuple, Self
 
+from unionfs import _sys
 from unionfs.branch import whiteout, xattrs
 from unionfs.branch.override import OWNER_XATTR, STAT_XATTR, Override
 from unionfs.branch.whiteout import Dialect, Meaning
@@ -134,6 +135,14 @@ class Branch(Closing):
     def close(self) -> None:
         """Release the root fd."""
         os.close(self.fd)
+
+    def keep_atimes(self) -> None:
+        """Have no reading through this branch change an access time, not even the kernel's own.
+
+        OSError when the caller may not, and then nothing has changed.
+        """
+        old, self.fd = self.fd, _sys.clone_without_atime(self.fd)
+        os.close(old)
 
     def read_mark(self) -> None:
         """Learn from the root directory's xattrs whether entries carry overrides."""

@@ -3,9 +3,9 @@
 JSON: a list of `target`, `state` (live, detached, elsewhere, dead, unattended or stale), `image`
 (name), `image_id`, `layers` (paths, top-most first), `rw`, `ephemeral`, `read_only`, `backend`,
 `pid`, `options`, `log`, `created` (seconds since 1970), `lane` (whether there is a direct one),
-`no_lane` (why not), `wanted` (the back end asked for), `reasons` (why no faster one), `losses`
-(what is not shown as FUSE would), `control` (path of the control socket); what is not known is
-null.
+`no_lane` (why not), `no_passthrough` (why not, if it was asked for), `wanted` (the back end asked
+for), `reasons` (why no faster one), `losses` (what is not shown as FUSE would), `control` (path of
+the control socket); what is not known is null.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ __all__ = ["command", "print_mounts", "reason_of"]
 
 _KEYS = (
     *("image_id", "layers", "rw", "ephemeral", "read_only", "backend", "pid", "options"),
-    *("log", "created", "lane", "no_lane", "wanted", "reasons", "losses", "control"),
+    *("log", "created", "lane", "no_lane", "no_passthrough"),
+    *("wanted", "reasons", "losses", "control"),
 )
 
 
@@ -66,6 +67,8 @@ def reason_of(record: MountRecord) -> str:
         why = "the default"
     if record.no_lane:
         why += f"; without a direct lane: {record.no_lane}"
+    if record.no_passthrough:
+        why += f"; without passthrough: {record.no_passthrough}"
     return f"{show(record.target)}: {record.backend}, {why}"
 
 

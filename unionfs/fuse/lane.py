@@ -47,6 +47,7 @@ from unionfs.fuse.lane_request import Context, Request
 from unionfs.fuse.lane_space import Space
 from unionfs.fuse.meter import Meter
 from unionfs.fuse.options import MountOptions
+from unionfs.fuse.passthrough import STACK_DEPTH, Passthrough
 from unionfs.fuse.policy import Policy
 from unionfs.fuse.protocol import InitFlag, Op
 from unionfs.fuse.readahead import ReadAhead
@@ -66,11 +67,15 @@ _PATIENCE: Final = 4
 #: With V2 the kernel asks for the capability before the first write(2) to a file, not before each.
 _WANTED: Final = InitFlag.PARALLEL_DIROPS | InitFlag.CACHE_SYMLINKS | InitFlag.HANDLE_KILLPRIV_V2
 _UNWANTED: Final = InitFlag.ATOMIC_O_TRUNC | InitFlag.SETXATTR_EXT
-_FLAGS: Final = struct.Struct("=I")
-#: Where INIT has its flags in the request, and most read-ahead and flags in the reply.
+#: Where INIT has its flags in the request, the upper half behind the lower.
 _FLAGS_ASKED: Final = protocol.IN_HEADER.size + 12
+_FLAGS: Final = struct.Struct("=I")
+_ALL_FLAGS: Final = struct.Struct("=Q")
+#: In the reply: most read-ahead and flags, and further on the upper half and most stacking.
 _AGREED_AT: Final = protocol.OUT_HEADER.size + 8
 _AGREED: Final = struct.Struct("=II")
+_MORE_AT: Final = protocol.OUT_HEADER.size + 32
+_MORE: Final = struct.Struct("=II")
 #: Answers to write(2) on the device that concern one request that nobody waits for any more.
 _GONE: Final = (errno.ENOENT, errno.ENODEV, errno.ECONNABORTED)
 _NO_INIT: Final = -1
@@ -127,7 +132,12 @@ class Lane:
         reply = meter.replied(self.reply)
         useful = options.ahead and options.entry_timeout > 0
         self._scout = scout = Scout(engine, lock, thread, place if useful else None)
-        context = Context(engine, lock, options, policy, ahead, scout, thread, reply, self.notify)
+        self._passthrough = passing = Passthrough(fd, engine)
+        #: Why files are not read by the kernel itself though they were to be, or None.
+        self.no_passthrough: str | None = None
+        self._passes_through = options.passthrough
+        helpers = ahead, scout, thread, passing
+        context = Context(engine, lock, options, policy, *helpers, reply, self.notify)
         self._taken = 0
         self._work = context.work
         self._reads = Reads(context)
@@ -283,7 +293,11 @@ class Lane:
         """Give a request to pyfuse3."""
         if request.opcode == Op.INIT:
             self._init_unique = request.unique
-            self._reads.offered = InitFlag(_FLAGS.unpack_from(message, _FLAGS_ASKED)[0])
+            self._reads.offered = offered = _offered(message)
+            if self._passes_through and not offered & InitFlag.PASSTHROUGH:
+                self._passes_through = False
+                self.no_passthrough = "this kernel has none (Linux 6.9 with CONFIG_FUSE_PASSTHROUGH)"
+                _log.warning("no passthrough: %s", self.no_passthrough)
         try:
             self._ours.send(message, socket.MSG_DONTWAIT)
         except OSError as exc:
@@ -332,4 +346,18 @@ class Lane:
             return
         _, flags = _AGREED.unpack_from(message, _AGREED_AT)
         flags = (flags | self._reads.offered & _WANTED) & ~_UNWANTED
+        if self._passes_through and len(message) >= _MORE_AT + _MORE.size:
+            more, _ = _MORE.unpack_from(message, _MORE_AT)
+            more |= InitFlag.PASSTHROUGH >> 32
+            _MORE.pack_into(message, _MORE_AT, more, STACK_DEPTH)
+            flags |= InitFlag.INIT_EXT
+            self._passthrough.on = True
         _AGREED.pack_into(message, _AGREED_AT, READ_AHEAD, flags)
+
+
+def _offered(message: memoryview) -> InitFlag:
+    """Return what the kernel offers in an INIT request."""
+    flags = InitFlag(_FLAGS.unpack_from(message, _FLAGS_ASKED)[0])
+    if flags & InitFlag.INIT_EXT and len(message) >= _FLAGS_ASKED + _ALL_FLAGS.size:
+        flags = InitFlag(_ALL_FLAGS.unpack_from(message, _FLAGS_ASKED)[0])
+    return flags

@@ -2,8 +2,9 @@
 
 OPEN and OPENDIR are declined with ENOSYS from the first one on: the kernel then never
 sends them again, keeps contents and listings cached, and names files by inode. A kernel
-that insists on them is given handles without a meaning. So no handle ever crosses the
-device: copy-up happens at the first WRITE, truncation at open is a SETATTR, and a file
+that insists on them is given handles without a meaning, and so is one that is to read big
+files itself (`unionfs.fuse.passthrough`). So no handle that matters to contents ever crosses
+the device: copy-up happens at the first WRITE, truncation at open is a SETATTR, and a file
 that is unlinked while open lives until FORGET.
 """
 
@@ -54,6 +55,7 @@ class Reads:
         self.lists = Lists(context)
         self._ahead = context.ahead
         self._scout = context.scout
+        self._passthrough = context.passthrough
         #: What the kernel offers in INIT.
         self.offered = InitFlag(0)
         absent_s, absent_ns = protocol.timeout(context.options.negative_timeout)
@@ -76,7 +78,7 @@ class Reads:
             Op.ACCESS: self.declined,
             Op.INTERRUPT: self.declined,
             Op.IOCTL: self.declined,  # isatty(3) of every program that opens a file
-            Op.RELEASE: self.nothing,
+            Op.RELEASE: self.release,
             Op.RELEASEDIR: self.nothing,
             Op.READ: self.read,
             Op.READDIR: self.readdir,
@@ -118,6 +120,7 @@ class Reads:
                 self._engine.forget(inode, count)
                 if not self._engine.is_known(inode):
                     self._ahead.forget(inode)
+                    self._passthrough.forget(inode)
                     self.forgotten += 1
         except Exception:  # noqa: BLE001  # logged; nobody waits for an answer
             _log.exception("forget of inode %d failed", inode)
@@ -170,10 +173,19 @@ class Reads:
     # -- handles, of which there are none --------------------------------------------
 
     def open(self, request: Request) -> Outcome:
-        """Decline, or agree where the kernel cannot do without."""
+        """Decline, or agree where the kernel cannot do without or reads files itself."""
+        if self._passthrough.on:
+            with self._lock:
+                return self._passthrough.open(request.nodeid)
         if self.offered & InitFlag.NO_OPEN_SUPPORT:
             return self.declined(request)
         return protocol.OPEN_OUT.pack(0, protocol.FOPEN_KEEP_CACHE, 0)
+
+    def release(self, request: Request) -> Outcome:
+        """Agree to the end of a handle."""
+        with self._lock:
+            self._passthrough.release(request.nodeid, request.body)
+        return b""
 
     def opendir(self, request: Request) -> Outcome:
         """Decline, or agree where the kernel cannot do without."""

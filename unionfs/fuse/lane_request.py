@@ -21,6 +21,7 @@ from unionfs.fuse.background import Background
 from unionfs.fuse.lane_state import Files, Listings
 from unionfs.fuse.lane_work import LaneWork
 from unionfs.fuse.options import MountOptions
+from unionfs.fuse.passthrough import Passthrough
 from unionfs.fuse.policy import Policy
 from unionfs.fuse.readahead import ReadAhead
 from unionfs.fuse.scout import Scout
@@ -85,6 +86,7 @@ class Context:
         ahead: ReadAhead,
         scout: Scout,
         thread: Background,
+        passthrough: Passthrough,
         reply: Callable[[int, int, bytes], None],
         notify: Callable[[int, bytes], None],
     ) -> None:
@@ -95,6 +97,7 @@ class Context:
         self.ahead = ahead
         self.scout = scout
         self.thread = thread
+        self.passthrough = passthrough
         self.notify = notify
         self.work = LaneWork(engine, self.lock, reply)
         self.files = Files(engine)

@@ -98,6 +98,8 @@ _FLAGS: Final[dict[str, dict[str, Any]]] = {
     "lane": {"lane": True},
     "noahead": {"ahead": False},
     "ahead": {"ahead": True},
+    "passthrough": {"passthrough": True},
+    "nopassthrough": {"passthrough": False},
     "squash_to_root": {"squash_uid": 0, "squash_gid": 0},
 }
 _VALUES: Final[dict[str, tuple[tuple[str, ...], Callable[[str, str], Any]]]] = {
@@ -142,6 +144,7 @@ class MountOptions:
     show_xattrs: bool = False
     lane: bool = True
     ahead: bool = True
+    passthrough: bool = False
     squash_uid: int | None = None
     squash_gid: int | None = None
     uidmapping: str | None = None
@@ -194,6 +197,18 @@ class MountOptions:
             if squash is not None and mapping is not None:
                 raise UsageError(f"{kind}mapping and squashing every {kind} exclude each other")
 
+    def _check_passthrough(self, *, uid: int, read_only: bool) -> None:
+        if uid != 0:
+            raise UsageError("option passthrough needs root: the kernel gives nobody else files")
+        if not read_only:
+            raise UsageError(
+                "option passthrough is for read-only mounts (add ro): a file that the kernel reads "
+                "itself cannot be copied up under its readers"
+            )
+        if not self.lane or self.coherent:
+            other = "coherent" if self.coherent else "nolane"
+            raise UsageError(f"options passthrough and {other} exclude each other")
+
     def mount_flags(self) -> int:
         """Return the MS_* flags for mount(2)."""
         return (
@@ -223,14 +238,20 @@ class MountOptions:
         return ",".join([*labels, *(word for word, wanted in words.items() if wanted)])
 
     def settled(self, *, uid: int, writable: bool) -> MountOptions:
-        """Return the options with the open choices made for the caller `uid`."""
+        """Return the options with the open choices made for the caller `uid`.
+
+        UsageError when this caller or this mount cannot have what is asked for.
+        """
         others = uid == 0 if self.allow_other is None else self.allow_other
         permissions = self.default_permissions
         if permissions is None:
             permissions = uid == 0 or others
+        read_only = bool(self.read_only) or not writable
+        if self.passthrough:
+            self._check_passthrough(uid=uid, read_only=read_only)
         return attrs.evolve(
             self,
-            read_only=bool(self.read_only) or not writable,
+            read_only=read_only,
             allow_other=others,
             default_permissions=permissions,
         )

@@ -25,12 +25,15 @@ __all__ = [
     "FATTR_SIZE",
     "FATTR_UID",
     "FOPEN_KEEP_CACHE",
+    "FOPEN_NOFLUSH",
+    "FOPEN_PASSTHROUGH",
     "INVAL_INODE",
     "IN_HEADER",
     "NOTIFY_INVAL_INODE",
     "NOTIFY_STORE",
     "OPEN_OUT",
     "OUT_HEADER",
+    "RELEASE_IN",
     "SETATTR_IN",
     "WRITE_IN",
     "InitFlag",
@@ -96,6 +99,8 @@ class InitFlag(enum.IntFlag):
     NO_OPENDIR_SUPPORT = 1 << 24
     HANDLE_KILLPRIV_V2 = 1 << 28
     SETXATTR_EXT = 1 << 29
+    INIT_EXT = 1 << 30
+    PASSTHROUGH = 1 << 37
 
 
 FATTR_MODE: Final = 1 << 0
@@ -112,6 +117,8 @@ FATTR_KILL_SUIDGID: Final = 1 << 11
 FATTR_ABOUT: Final = 1 << 6 | 1 << 9  # a handle, a lock owner
 WRITE_KILL_SUIDGID: Final = 1 << 2
 FOPEN_KEEP_CACHE: Final = 1 << 1
+FOPEN_NOFLUSH: Final = 1 << 5
+FOPEN_PASSTHROUGH: Final = 1 << 7
 #: Codes of notifications: drop what is known of an inode, fill the page cache.
 NOTIFY_INVAL_INODE: Final = 2
 NOTIFY_STORE: Final = 4
@@ -126,8 +133,10 @@ WRITE_IN: Final = struct.Struct("=QQIIQII")
 SETATTR_IN: Final = struct.Struct("=IIQQQqqqIIIIIIII")
 #: nodeid, first byte or -1 for the attributes alone, number of bytes
 INVAL_INODE: Final = struct.Struct("=Qqq")
-#: fh, open flags, padding
-OPEN_OUT: Final = struct.Struct("=QII")
+#: fh, open flags, backing id
+OPEN_OUT: Final = struct.Struct("=QIi")
+#: fh, flags of the file, of the release, lock owner
+RELEASE_IN: Final = struct.Struct("=QIIQ")
 #: ino, offset, length of the name, type; the name follows, and padding
 DIRENT: Final = struct.Struct("=QQII")
 

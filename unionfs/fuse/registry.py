@@ -64,7 +64,8 @@ class MountRecord:
     `stem` names the record's files. `layers` are top first. `created` is seconds since the
     epoch; `start` the daemon's start time in clock ticks since boot; `device` the mount's
     `MAJOR:MINOR` in mountinfo; `namespace` the inode number of its mount namespace; `lane`
-    whether it has a direct lane (see `unionfs.fuse.lane`), `no_lane` why not. `wanted` is the
+    whether it has a direct lane (see `unionfs.fuse.lane`), `no_lane` why not; `no_passthrough`
+    why it has none though it was asked for (see `unionfs.fuse.passthrough`). `wanted` is the
     back end that was asked for, `reasons` tell why it is no faster one, `losses` what it does
     not show as FUSE would; `scratch` is a directory of the mount to remove at its end;
     `control` is its control socket (`unionfs.fuse.control`).
@@ -88,6 +89,7 @@ class MountRecord:
     created: float
     lane: bool = False
     no_lane: str | None = None
+    no_passthrough: str | None = None
     wanted: str = "fuse"
     reasons: tuple[str, ...] = ()
     losses: tuple[str, ...] = ()

@@ -75,6 +75,11 @@ class Serving:
         #: The lane that answers, if there is one.
         self.lane: Lane | None = None
 
+    @property
+    def no_passthrough(self) -> str | None:
+        """Why there is no passthrough though it was asked for, or None."""
+        return self.no_lane if self.lane is None else self.lane.no_passthrough
+
     def settle(self) -> None:
         """Wait until the lane has answered what the kernel has sent so far."""
         if self.lane is not None:

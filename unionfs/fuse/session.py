@@ -91,6 +91,7 @@ def engine_options(layers: tuple[bytes, ...], options: MountOptions) -> EngineOp
         show_xattrs=options.show_xattrs,
         show_markers=options.show_whiteouts,
         follow=bool(options.read_only) and options.coherent,
+        keep_atimes=options.passthrough,
     )
 
 
@@ -195,6 +196,7 @@ class _Session:
             created=time.time(),
             lane=self.serving.lane is not None,
             no_lane=self.serving.no_lane,
+            no_passthrough=self.serving.no_passthrough if self.options.passthrough else None,
             control=registry.control_path(self.plan.runtime, self.plan.stem),
             wanted=request.backend,
             reasons=self.plan.reasons,

@@ -71,6 +71,10 @@ class Engine(Closing):
         options = options or EngineOptions()
         with contextlib.ExitStack() as undo:
             lowers = [undo.enter_context(open_layer(path)) for path in layers]
+            if options.keep_atimes:
+                for branch in lowers:
+                    with contextlib.suppress(OSError):
+                        branch.keep_atimes()
             upper, writer, lock_fd = None, None, -1
             if rw is not None:
                 upper = undo.enter_context(open_branch(rw))

@@ -71,7 +71,8 @@ class EngineOptions:
     `labels` are the words for a layer, by its path, in the attribute `layer` of
     `unionfs.union.provenance`; `show_xattrs` lists those attributes. `show_markers` shows
     whiteouts and opaque markers as entries, `follow` looks for changes that somebody else makes
-    in the rw branch; either makes the union read-only.
+    in the rw branch; either makes the union read-only. `keep_atimes` is for those who hand files
+    of layers on: it keeps access times as they are where the caller's rights allow that.
     """
 
     volatile: bool = False
@@ -84,6 +85,7 @@ class EngineOptions:
     show_xattrs: bool = False
     show_markers: bool = False
     follow: bool = False
+    keep_atimes: bool = False
 
 
 @attrs.define
