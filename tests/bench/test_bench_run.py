@@ -171,6 +171,25 @@ def test_an_image_looks_the_same_everywhere(
 
 
 @pytest.mark.usefixtures("as_root")
+def test_passthrough_is_measured_where_nothing_is_written(tmp_path: Path, bench: Run) -> None:
+    subject = next(subject for subject in SUBJECTS if subject.key == "fuse-passthrough")
+    if (reason := subject.missing()) is not None:
+        pytest.skip(reason)
+    done = bench(
+        *("--size", "tiny", "--dir", tmp_path, "-o", tmp_path / "out", "--rounds", 1, "--json"),
+        *("--backends", "fuse,fuse-passthrough", "--only", "big,create"),
+    )
+    document: dict[str, Any] = done.json()
+    assert document["failures"] == []
+    assert set(document["seconds"]["big.cold"]) == {"fuse", "fuse-passthrough"}
+    assert set(document["seconds"]["create"]) == {"fuse"}
+    counts = document["requests"]["big.cold"]
+    assert counts["fuse"]["READ"] > 0
+    assert "READ" not in counts["fuse-passthrough"]
+    assert counts["fuse-passthrough"]["OPEN"] == 1
+
+
+@pytest.mark.usefixtures("as_root")
 def test_a_subject_that_shows_another_tree_is_a_failure(
     tmp_path: Path, work: Path, bench: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -192,7 +211,8 @@ def test_a_plain_users_image_is_not_given_to_overlayfs() -> None:
     image = ImageLayers("x", ("/layer",), 10, marked=True, recorded=True)
     reasons = {subject.key: image.reason(subject) for subject in SUBJECTS}
     assert {key for key, reason in reasons.items() if reason is None} == {
-        *("plain", "fuse-overlayfs", "fuse", "fuse-nolane", "overlay", "aufs"),
+        *("plain", "fuse-overlayfs", "fuse", "fuse-nolane", "fuse-passthrough"),
+        *("overlay", "aufs"),
     }
 
 

@@ -322,7 +322,8 @@ def measure(plan: Plan, result: Result, place: Path, report: Report) -> None:
             try:
                 with mounting(subject, place, forms[subject.form], plan.shape) as found:
                     worker, mounted, _ = found
-                    _round(result, number, subject, worker, mounted.pid, workloads, counts)
+                    possible = _possible(workloads, subject)
+                    _round(result, number, subject, worker, mounted.pid, possible, counts)
             except (BenchError, OSError) as error:
                 result.failures.append(Failure(subject.key, "mount", str(error)))
             step += 1
@@ -330,8 +331,13 @@ def measure(plan: Plan, result: Result, place: Path, report: Report) -> None:
         if subject.fuse:
             report(f"counting requests: {subject.title}", step, steps)
             with contextlib.suppress(UnionfsError, OSError):
-                _count(plan, result, place, forms[subject.form], subject, workloads)
+                possible = _possible(workloads, subject)
+                _count(plan, result, place, forms[subject.form], subject, possible)
     report("rounds done", steps, steps)
+
+
+def _possible(workloads: Sequence[Workload], subject: Subject) -> list[Workload]:
+    return [workload for workload in workloads if not (workload.writes and subject.read_only)]
 
 
 def _round(

@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -70,7 +71,7 @@ class Subject:
     """One way to mount. `options` is printed with the results; `fuse`: a process serves it.
 
     `form` is how it wants whiteouts: as AUFS does, as overlayfs, not at all ("none"), or nothing
-    but one merged tree.
+    but one merged tree. A `read_only` one is left out where something is written.
     """
 
     key: str
@@ -78,6 +79,7 @@ class Subject:
     options: str = ""
     fuse: bool = False
     form: str = "aufs"
+    read_only: bool = False
 
     def missing(self) -> str | None:
         """Return why this subject cannot run here, or None."""
@@ -260,6 +262,23 @@ class Ours(Subject):
         run([sys.executable, "-m", "unionfs", "umount", str(case.target)])
 
 
+class Passthrough(Ours):
+    """This project, with the kernel reading big files itself."""
+
+    def missing(self) -> str | None:
+        """Need root, and a kernel that offers it."""
+        from unionfs.doctor.handshake import read_init  # noqa: PLC0415  # mounts something
+
+        reason = super().missing()
+        if reason is not None:
+            return reason
+        if os.geteuid():
+            return "passthrough needs root"
+        with tempfile.TemporaryDirectory() as scratch:
+            offers = read_init(os.fsencode(scratch))["features"]
+        return None if "passthrough" in offers else "this kernel has no passthrough (Linux 6.9 has)"
+
+
 def _wait_for_end(pid: int) -> None:
     deadline = time.monotonic() + _PATIENCE
     while os.path.exists(f"/proc/{pid}"):
@@ -292,6 +311,11 @@ SUBJECTS: Final[tuple[Subject, ...]] = (
     ),
     Ours("fuse", "unionfs", "", fuse=True),
     Ours("fuse-nolane", "unionfs, lane off", "nolane", fuse=True),
+    Passthrough(
+        *("fuse-passthrough", "unionfs, passthrough", "ro,passthrough"),
+        fuse=True,
+        read_only=True,
+    ),
     Ours("overlay", "unionfs --backend overlay", "", backend="overlay"),
     Ours("aufs", "unionfs --backend aufs", "", backend="aufs"),
 )

@@ -296,7 +296,9 @@ class Lane:
             self._reads.offered = offered = _offered(message)
             if self._passes_through and not offered & InitFlag.PASSTHROUGH:
                 self._passes_through = False
-                self.no_passthrough = "this kernel has none (Linux 6.9 with CONFIG_FUSE_PASSTHROUGH)"
+                self.no_passthrough = (
+                    "this kernel has none (Linux 6.9 with CONFIG_FUSE_PASSTHROUGH)"
+                )
                 _log.warning("no passthrough: %s", self.no_passthrough)
         try:
             self._ours.send(message, socket.MSG_DONTWAIT)
