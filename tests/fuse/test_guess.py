@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import sys
 from array import array
 
@@ -23,7 +24,7 @@ def _taken(mind: Guess) -> list[int]:
 
 
 def _listed(*directories: int) -> Guess:
-    mind = Guess()
+    mind = Guess(sorted)
     for number in directories or (1,):
         mind.listed(number, [number * 10000 + file for file in FILES], anew=True)
     return mind
@@ -49,6 +50,77 @@ def test_two_in_a_row_start_it_and_a_jump_ends_it(asked: list[int], sent: list[i
     assert _taken(mind) == [10000 + FILES[index] for index in sent]
 
 
+def _shuffled(count: int, directories: int = 1, *, seed: int = 1) -> tuple[Guess, list[int]]:
+    """Return a guess that knows directories listed in no order of names, and the first one's."""
+    mind = Guess(sorted)
+    chance = random.Random(seed)  # noqa: S311  # to be repeated
+    listings = []
+    for number in range(1, directories + 1):
+        listing = [number * 10000 + index for index in range(count)]
+        chance.shuffle(listing)
+        mind.listed(number, listing, anew=True)
+        listings.append(listing)
+    return mind, listings[0]
+
+
+def test_two_in_a_row_by_name_start_it_as_well() -> None:
+    mind, _ = _shuffled(2000)
+    mind.asked(1, 10100)
+    mind.asked(1, 10101)
+    assert _taken(mind) == list(range(10102, 10110))
+    mind.asked(1, 10110)
+    assert _taken(mind) == list(range(10111, 10143)), "more and more"
+
+
+def test_who_goes_over_to_the_order_of_the_listing_is_followed() -> None:
+    mind, listing = _shuffled(2000)
+    mind.asked(1, 10100)
+    mind.asked(1, 10101)
+    _taken(mind)
+    start = (listing.index(10101) + 200) % 1900
+    for file in listing[start : start + 2]:
+        mind.asked(1, file)
+    assert _taken(mind) == listing[start + 2 : start + 10]
+
+
+def test_one_who_reads_by_name_gets_the_same_in_the_next_directory() -> None:
+    mind, _ = _shuffled(200, 3)
+    for index in (0, 1, 10, 43):
+        mind.asked(1, 10000 + index)
+        _taken(mind)
+    mind.asked(2, 20000)
+    assert _taken(mind) == list(range(20001, 20200))
+    mind.asked(3, 30150)  # somewhere else
+    mind.asked(3, 30002)
+    assert _taken(mind) == []
+
+
+def test_a_listing_that_goes_on_is_not_known_by_name() -> None:
+    mind, listing = _shuffled(100)
+    mind.asked(1, 10000)
+    mind.asked(1, 10001)
+    mind.listed(1, [10200, 10201], anew=False)
+    assert _taken(mind) == []
+    assert list(mind._orders[1].files) == [*listing, 10200, 10201]
+
+
+def test_many_in_no_order_bring_as_much_for_each() -> None:
+    mind, listing = _shuffled(400)
+    sent: list[int] = []
+    bought = []
+    for count in range(60):
+        file = listing[count * 149 % 400]
+        if file not in sent:
+            mind.asked(1, file)
+            files = _taken(mind)
+            bought.append(len(files))
+            sent += files
+    few = bought.index(8)
+    assert 24 <= few < 30, "one file in 16, and some that came where they were expected"
+    assert bought == [0] * few + [8] * (len(bought) - few)
+    assert len(sent) == len(set(sent))
+
+
 def test_each_file_met_where_it_was_expected_buys_more_up_to_a_limit() -> None:
     mind = _listed()
     mind.asked(1, 10000 + FILES[0])
@@ -61,7 +133,7 @@ def test_each_file_met_where_it_was_expected_buys_more_up_to_a_limit() -> None:
 
 
 def test_what_is_left_goes_into_the_next_directory_that_is_listed() -> None:
-    mind = Guess()
+    mind = Guess(sorted)
     mind.listed(1, [11, 12, 13], anew=True)
     mind.asked(1, 11)
     mind.asked(1, 12)
@@ -106,7 +178,7 @@ def test_listings_that_the_kernel_forgot_and_unknown_ones_cost_nothing() -> None
 def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guess, "_DIRECTORIES", 3)
     monkeypatch.setattr(guess, "_ENTRIES", 5000)
-    mind = Guess()
+    mind = Guess(sorted)
     for number in range(100):
         mind.listed(number, FILES, anew=True)
         mind.listed(number, FILES, anew=False)
@@ -140,7 +212,7 @@ def test_many_readers_get_no_more_together_than_one_alone() -> None:
 def test_a_file_is_sent_once_per_listing_and_never_before_it_is_listed(
     steps: list[tuple[int, int, bool]],
 ) -> None:
-    mind, known, sent = Guess(), set[int](), list[int]()
+    mind, known, sent = Guess(sorted), set[int](), list[int]()
     for directory, index, listing in steps:
         files = [directory * 100 + number for number in range(30)]
         if listing:
@@ -173,7 +245,7 @@ def test_reading_a_big_directory_in_no_order_costs_no_search_for_each_file(
 ) -> None:
     monkeypatch.setattr(guess, "array", _Counting)
     monkeypatch.setattr(_Counting, "looked", 0)
-    mind = Guess()
+    mind = Guess(sorted)
     count = 50_000
     mind.listed(1, range(count), anew=True)
     for number in range(2000):

@@ -15,7 +15,10 @@ from pathlib import Path
 
 import pytest
 from support.asking import ask
+from support.counting import count_requests, counted
 from support.fuseplace import LAYER, WAYS, Place, place_for, tree_of
+
+from unionfs.fuse.protocol import Op
 
 pytestmark = pytest.mark.fuse
 
@@ -367,25 +370,8 @@ def test_setuid_goes_with_a_change(user: Place, change: str, mode: str) -> None:
         user.umount()
 
 
-#: Counts questions for an attribute.
-_QUESTIONS = """
-from unionfs.fuse import lane
-asked = 0
-take, close = lane.Lane._take, lane.Lane.close
-def counting(self, message):
-    global asked
-    asked += int.from_bytes(message[4:8], "little") == 22
-    take(self, message)
-def report(self):
-    with open({base!r} + "/asked", "w") as file:
-        file.write(str(asked))
-    close(self)
-lane.Lane._take, lane.Lane.close = counting, report
-"""
-
-
 def test_the_capability_is_asked_for_once_not_before_each_write(user: Place) -> None:
-    user.patch(_QUESTIONS.format(base=str(user.path)))
+    count_requests(user)
     user.mount(rw="rw", options=["lane"])
     user.py("""
 import os
@@ -397,7 +383,7 @@ for name in ("a", "new"):
 """)
     assert user.sh("tail -c 8 mnt/a; tail -c 8 mnt/new") == "lineline" * 2
     user.umount()
-    asked = int((user.path / "asked").read_text())
+    asked = counted(user).asked[Op.GETXATTR]
     if asked >= 200 and _kernel() < (5, 12):
         pytest.skip("this kernel asks each time; Linux 5.12 has HANDLE_KILLPRIV_V2")
     assert asked < 10

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import signal
@@ -13,29 +12,16 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
+from support.counting import count_requests, counted
 from support.fuseplace import Place
 
 from unionfs.fuse.background import Background
+from unionfs.fuse.protocol import Op
 from unionfs.fuse.readahead import ReadAhead
 from unionfs.union import Engine
 
 pytestmark = pytest.mark.fuse
 
-#: Counts what the lane is asked, and keeps the names of errors of what it sends.
-_COUNT = """
-import collections, json
-from unionfs.fuse import lane
-counts = collections.Counter()
-take, close = lane.Lane._take, lane.Lane.close
-def counting(self, message):
-    counts[int.from_bytes(message[4:8], "little")] += 1
-    take(self, message)
-def report(self):
-    with open({base!r} + "/counts", "w") as file:
-        json.dump([counts[15], self._ahead.sent], file)
-    close(self)
-lane.Lane._take, lane.Lane.close = counting, report
-"""
 #: What is sent first waits until `go` exists, its bytes read and announced; then says how it went.
 _SLOW = """
 import os, time
@@ -87,7 +73,7 @@ def many(request: pytest.FixtureRequest, user: Place) -> Iterator[Place]:
     """Five directories with 100 files each, mounted."""
     user.sh("""for d in 1 2 3 4 5; do mkdir -p base/t/$d
         for f in $(seq 100); do echo $d/$f > base/t/$d/f$f; done; done""")
-    user.patch(_COUNT.format(base=str(user.path)))
+    count_requests(user)
     rw = "rw" if request.param == "rw" else None
     user.mount(rw=rw, options=["lane"])
     yield user
@@ -99,33 +85,68 @@ def test_files_read_in_order_come_without_being_asked_for(many: Place) -> None:
     many.sh(same)
     many.sh(same)
     many.umount()
-    asked, sent = json.loads((many.path / "counts").read_text())
+    asked, sent = counted(many)
     assert sent > 200
-    assert asked < 300, "without it 500"
+    assert asked[Op.READ] < 300, "without it 500"
     many.mount(options=["lane"])
 
 
-def test_files_read_out_of_order_are_all_there_is_to_send(many: Place) -> None:
+#: Reads files of each directory in an order in which none comes soon after the one before it, as
+#: listed or by name.
+_NO_ORDER = """
+import os
+for d in "12345":
+    listed = os.listdir("mnt/t/" + d)
+    named = sorted(listed)
+    left, chosen = list(listed), listed[50:51]
+    for _ in range({count} - 1):
+        left.remove(chosen[-1])
+        far = lambda name, order: not 0 < order.index(name) - order.index(chosen[-1]) < 10
+        chosen += [name for name in left if far(name, listed) and far(name, named)][:1]
+    for name in chosen:
+        assert open(f"mnt/t/{{d}}/{{name}}").read() == f"{{d}}/{{name[1:]}}\\n"
+"""
+
+
+def test_a_few_files_in_no_order_are_all_there_is_to_send(many: Place) -> None:
+    many.py(_NO_ORDER.format(count=7))
+    many.umount()
+    asked, sent = counted(many)
+    assert (asked[Op.READ], sent) == (35, 0)
+    many.mount(options=["lane"])
+
+
+def test_many_files_in_no_order_bring_others(many: Place) -> None:
+    many.py(_NO_ORDER.format(count=60))
+    many.umount()
+    asked, sent = counted(many)
+    assert asked[Op.READ] < 250, "without it 300"
+    assert sent <= 8 * asked[Op.READ]
+    many.mount(options=["lane"])
+
+
+def test_files_read_in_the_order_of_their_names_come_without_being_asked_for(many: Place) -> None:
     many.py("""
 import os
 for d in "12345":
-    names = os.listdir("mnt/t/" + d)
-    for name in names[::-1]:
+    for name in sorted(os.listdir("mnt/t/" + d)):
         assert open(f"mnt/t/{d}/{name}").read() == f"{d}/{name[1:]}\\n"
 """)
     many.umount()
-    asked, sent = json.loads((many.path / "counts").read_text())
-    assert (asked, sent) == (500, 0)
+    asked, sent = counted(many)
+    assert sent > 200
+    assert asked[Op.READ] < 300, "without it 500"
     many.mount(options=["lane"])
 
 
 def test_it_can_be_switched_off(user: Place) -> None:
     user.sh("mkdir base/t; for f in $(seq 100); do echo $f > base/t/f$f; done")
-    user.patch(_COUNT.format(base=str(user.path)))
+    count_requests(user)
     user.mount(options=["lane", "noahead"])
     user.sh("tar cf - -C mnt t | tar xf -; diff -r t base/t")
     user.umount()
-    assert json.loads((user.path / "counts").read_text()) == [100, 0]
+    asked, sent = counted(user)
+    assert (asked[Op.READ], sent) == (100, 0)
 
 
 _CHANGES = {

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import signal
 import socket
@@ -15,10 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.counting import count_requests, counted
 from support.fuseplace import Place
 
 from unionfs.fuse import lister
 from unionfs.fuse.background import Background
+from unionfs.fuse.protocol import Op
 from unionfs.fuse.scout import Place as Where
 from unionfs.fuse.scout import Scout
 from unionfs.fuse.sought import Sought
@@ -26,26 +26,17 @@ from unionfs.union import Engine
 
 pytestmark = pytest.mark.fuse
 
-#: Counts LOOKUPs, and writes down each part of a listing that the lister has got.
-_COUNT = """
-import json
+#: Writes down each part of a listing that the lister has got.
+_LISTED = """
 from unionfs.fuse import lane
-looked = 0
-take, close = lane.Lane._take, lane.Lane.close
-def counting(self, message):
-    global looked
-    opcode = int.from_bytes(message[4:8], "little")
-    pid = int.from_bytes(message[32:36], "little")
-    looked += opcode == 1 and pid != self._scout.pid
+take = lane.Lane._take
+def noting(self, message):
+    opcode, pid = (int.from_bytes(message[at : at + 4], "little") for at in (4, 32))
     take(self, message)
     if opcode == 44 and pid == self._scout.pid:
         with open({base!r} + "/listed", "a") as file:
             file.write(str(pid) + chr(10))
-def report(self):
-    with open({base!r} + "/counts", "w") as file:
-        json.dump(looked, file)
-    close(self)
-lane.Lane._take, lane.Lane.close = counting, report
+lane.Lane._take = noting
 """
 _NAMES = 300
 
@@ -70,21 +61,16 @@ def _has_ended(pid: int) -> None:
 
 
 def _looked(place: Place) -> int:
-    """Return how many names were looked for, once the daemon has ended."""
-    deadline = time.monotonic() + 30
-    while True:
-        with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
-            count: int = json.loads((place.path / "counts").read_text())
-            return count
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    """Return how many names programs looked for, once the daemon has ended."""
+    return counted(place).asked[Op.LOOKUP]
 
 
 @pytest.fixture
 def many(user: Place) -> Place:
     """One directory with many files."""
     user.sh(f"mkdir base/t; for f in $(seq {_NAMES}); do echo $f > base/t/$f; done")
-    user.patch(_COUNT.format(base=str(user.path)))
+    user.patch(_LISTED.format(base=str(user.path)))
+    count_requests(user)
     return user
 
 

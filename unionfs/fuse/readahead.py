@@ -68,7 +68,7 @@ class ReadAhead:
         self._lock = lock
         self._on = on
         self._writable = on and not engine.read_only
-        self._guess = Guess()
+        self._guess = Guess(engine.by_name)
         self._thread = thread
         thread.add("read-ahead across files", self._take, self._send_all)
         #: The sender's own lock.
@@ -99,7 +99,7 @@ class ReadAhead:
             self._thread.wake()
 
     def asked(self, directory: int, file: int) -> None:
-        """Note that a file's first bytes are asked for."""
+        """Note that a file's first bytes are asked for; needs the engine's lock."""
         if not self._on:
             return
         with self._mine:

@@ -308,6 +308,13 @@ class Engine(Closing):
         self.changes += bool(flags & os.O_TRUNC)
         return self._handles.open(self._tree.node(ino), flags)
 
+    def by_name(self, inos: Iterable[int]) -> list[int]:
+        """Return files and directories in the order of their names, any one of those with several.
+
+        Left out is what nobody refers to.
+        """
+        return listing.by_name(self._tree, inos)
+
     def open_once(self, ino: int) -> int:
         """Open a regular file of a layer, the descriptor the caller's to close; -1 if it cannot."""
         opened = listing.open_files(self._tree, (ino,))

@@ -16,7 +16,7 @@ from unionfs.union.node import UPPER, DirNode, Node
 from unionfs.union.options import Attr
 from unionfs.union.tree import Tree
 
-__all__ = ["attributes", "count", "directories", "open_files"]
+__all__ = ["attributes", "by_name", "count", "directories", "open_files"]
 
 _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
@@ -81,6 +81,12 @@ def directories(tree: Tree, directory: DirNode) -> list[bytes]:
         return entries[name] if name in entries else below[name].fmt
 
     return sorted(name for name in tree.names(directory) if fmt(name) == stat.S_IFDIR)
+
+
+def by_name(tree: Tree, inos: Iterable[int]) -> list[int]:
+    """Return those that are known in the order of their names."""
+    nodes = tree.inodes.by_ino
+    return sorted((ino for ino in inos if ino in nodes), key=lambda ino: nodes[ino].name)
 
 
 def open_files(tree: Tree, inos: Iterable[int]) -> list[tuple[int, int]]:
