@@ -34,7 +34,7 @@ def layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Pa
         conf = engine.open(engine.lookup(etc, b"conf").ino, os.O_RDWR)
         engine.write(conf, 0, b"CONF!")
         engine.release(conf)
-        fh, _ = engine.create(etc, b"\xffnew\n", 0o644, os.O_EXCL | os.O_RDWR, ROOT)
+        fh, _, _ = engine.create(etc, b"\xffnew\n", 0o644, os.O_EXCL | os.O_RDWR, ROOT)
         engine.write(fh, 0, b"12345678")
         engine.release(fh)
     before = fingerprint(base)

@@ -9,6 +9,7 @@ import errno
 import fcntl
 import os
 import socket
+import stat
 import struct
 import threading
 from collections.abc import Callable, Iterator
@@ -178,6 +179,26 @@ def test_a_kernel_that_insists_on_handles_gets_some(
     assert code == 0
     assert len(payload) == protocol.OPEN_OUT.size
     assert kernel.ask(opcode + (4 if opcode == Op.OPEN else 2), 1, bytes(24)) == (0, b"")
+
+
+@pytest.mark.parametrize(("asked", "mode"), [(protocol.OPEN_KILL_SUIDGID, 0o755), (0, 0o4755)])
+def test_a_file_that_is_there_when_it_is_created_is_opened(
+    kernel: Kernel, engine: Engine, tmp_path: Path, asked: int, mode: int
+) -> None:
+    """The kernel was told before that there is none; it knows nothing of the file's setuid."""
+    kernel.greet()
+    (tmp_path / "layer/f3").chmod(0o4755)
+    body = struct.pack("=IIII", os.O_WRONLY | os.O_TRUNC, stat.S_IFREG | 0o600, 0, asked)
+    code, payload = kernel.ask(Op.CREATE, 1, body + b"f3\0")
+    assert code == 0
+    attr = engine.lookup(1, b"f3")
+    assert (stat.S_IMODE(attr.mode), attr.size) == (mode, 0)
+    shown = protocol.ENTRY_OUT.unpack_from(payload)
+    assert shown[0] == attr.ino
+    assert attr.mode in shown[6:]
+    code, payload = kernel.ask(Op.CREATE, 1, body + b"new\0")
+    assert code == 0
+    assert engine.lookup(1, b"new").mode == stat.S_IFREG | 0o600
 
 
 def test_unknown_requests_and_their_answers_pass_unchanged(kernel: Kernel) -> None:

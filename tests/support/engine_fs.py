@@ -75,7 +75,7 @@ class EngineFs:
     def create(self, path: str, data: bytes = b"", mode: int = 0o644, caller: Caller = ROOT) -> int:
         with self.above(path) as (parent, name):
             flags = os.O_CREAT | os.O_EXCL | os.O_RDWR
-            fh, attr = self.engine.create(parent, name, mode, flags, caller)
+            fh, attr, _ = self.engine.create(parent, name, mode, flags, caller)
             self.engine.write(fh, 0, data)
             self.engine.release(fh)
             self.engine.forget(attr.ino, 1)

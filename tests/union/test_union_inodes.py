@@ -71,7 +71,7 @@ def test_a_reused_number_is_not_mixed_up_with_an_unlinked_file(union: Union) -> 
     seen: dict[int, bytes] = {}
     for number in range(20):
         name = b"n%d" % number
-        fh, attr = engine.create(1, name, 0o644, os.O_RDWR, Caller(0, 0))
+        fh, attr, _ = engine.create(1, name, 0o644, os.O_RDWR, Caller(0, 0))
         engine.write(fh, 0, name)
         engine.release(fh)
         assert attr.ino not in seen

@@ -21,7 +21,7 @@ def test_files_of_layers_are_opened_and_nothing_else(tmp_path: Path) -> None:
         names = [b"d", b"empty", b"one", b"link", b"fifo"]
         inos = [engine.lookup(1, name).ino for name in names]
         other = engine.lookup(inos[0], b"other").ino
-        _, new = engine.create(1, b"new", 0o644, os.O_RDWR, Caller(0, 0))
+        _, new, _ = engine.create(1, b"new", 0o644, os.O_RDWR, Caller(0, 0))
         opened = engine.open_layer_files([*inos, new.ino, 1 << 50, other])
         found = {ino: os.read(fd, 200) for ino, fd in opened}
         for _, fd in opened:

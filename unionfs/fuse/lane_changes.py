@@ -199,15 +199,20 @@ class Changes:
     # -- names -----------------------------------------------------------------------
 
     def create(self, request: Request) -> Outcome:
-        """Create a file; the kernel has applied the umask."""
-        flags, mode, _, _ = FOUR.unpack_from(request.body)
+        """Create a file; the kernel has applied the umask.
+
+        It may be there by now, though the kernel has just been told that it is not.
+        """
+        flags, mode, _, opening = FOUR.unpack_from(request.body)
         name, caller = request.name(FOUR.size), self._context.caller(request)
         with self._lock:
-            new = not self._engine.has(request.nodeid, name)
-            handle, attr = self._engine.create(request.nodeid, name, mode, flags, caller)
+            handle, attr, new = self._engine.create(request.nodeid, name, mode, flags, caller)
+            self._files.adopt(attr.ino, handle)
             if new:
                 self._context.policy.made(attr.ino)
-            self._files.adopt(attr.ino, handle)
+            elif opening & protocol.OPEN_KILL_SUIDGID:
+                self._context.policy.drop_setuid(self._engine, attr.ino)
+                attr = self._engine.getattr(attr.ino)
         opened = protocol.OPEN_OUT.pack(0, protocol.FOPEN_KEEP_CACHE, 0)
         return self._context.entry(attr) + opened
 

@@ -273,7 +273,8 @@ class Operations(pyfuse3.Operations):
         ctx: RequestContext,
     ) -> tuple[FileInfo, EntryAttributes]:
         """Create and open a file; the kernel has applied the umask."""
-        handle, attr = self.engine.create(parent_inode, name, mode, flags, self._caller(ctx))
+        caller = self._caller(ctx)
+        handle, attr, _ = self.engine.create(parent_inode, name, mode, flags, caller)
         return self._info(handle, attr.ino, flags), self._entry(attr)
 
     @handler

@@ -116,6 +116,7 @@ FATTR_KILL_SUIDGID: Final = 1 << 11
 #: These say how a SETATTR came about, not what to set.
 FATTR_ABOUT: Final = 1 << 6 | 1 << 9  # a handle, a lock owner
 WRITE_KILL_SUIDGID: Final = 1 << 2
+OPEN_KILL_SUIDGID: Final = 1 << 0
 FOPEN_KEEP_CACHE: Final = 1 << 1
 FOPEN_NOFLUSH: Final = 1 << 5
 FOPEN_PASSTHROUGH: Final = 1 << 7

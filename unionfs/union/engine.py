@@ -29,7 +29,7 @@ from unionfs.union.hardlinks import HardLinks
 from unionfs.union.inodes import ROOT_INO
 from unionfs.union.node import UPPER, DirNode, Node
 from unionfs.union.opening import check_paths, lock, open_branch, open_layer, open_writer
-from unionfs.union.options import Attr, Caller, DirItem, EngineOptions, SetAttr, Stats
+from unionfs.union.options import Attr, Caller, Created, DirItem, EngineOptions, SetAttr, Stats
 from unionfs.union.restore import Restored
 from unionfs.union.tree import Tree, error
 from unionfs.union.undo import Undo
@@ -264,23 +264,17 @@ class Engine(Closing):
         self._writable().names.link(node, self._tree.dir(parent), name)
         return self._counted(node)
 
-    def create(
-        self, parent: int, name: bytes, mode: int, flags: int, caller: Caller
-    ) -> tuple[int, Attr]:
+    def create(self, parent: int, name: bytes, mode: int, flags: int, caller: Caller) -> Created:
         """Create and open a file (an existing one is opened, without O_EXCL); one reference."""
         changes, directory = self._writable(), self._tree.dir(parent)
         if not flags & os.O_EXCL and not whiteout.is_reserved(name):
             existing = self._tree.find(directory, name)
             if existing is not None:
                 fh = self._handles.open(existing, flags)
-                return fh, self._counted(existing)
+                return Created(fh, self._counted(existing), new=False)
         made, fd = changes.names.create(directory, name, mode, caller)
         fh = self._handles.adopt(made[0], fd)
-        return fh, self._counted(*made)
-
-    def has(self, parent: int, name: bytes) -> bool:
-        """Tell whether a directory has a visible name."""
-        return self._tree.has(self._tree.dir(parent), name)
+        return Created(fh, self._counted(*made), new=True)
 
     def unlink(self, parent: int, name: bytes) -> None:
         """Remove a file's name."""

@@ -11,7 +11,16 @@ from typing import NamedTuple
 
 import attrs
 
-__all__ = ["Attr", "Caller", "DirItem", "EngineOptions", "HardlinkTable", "SetAttr", "Stats"]
+__all__ = [
+    "Attr",
+    "Caller",
+    "Created",
+    "DirItem",
+    "EngineOptions",
+    "HardlinkTable",
+    "SetAttr",
+    "Stats",
+]
 
 #: st_ino of a file with several names -> its relative paths within the same layer.
 HardlinkTable = Mapping[int, tuple[bytes, ...]]
@@ -49,6 +58,14 @@ class Caller(NamedTuple):
 
     uid: int
     gid: int
+
+
+class Created(NamedTuple):
+    """What `create` has opened: its handle and attributes, and whether the file is `new`."""
+
+    fh: int
+    attr: Attr
+    new: bool
 
 
 class DirItem(NamedTuple):
