@@ -34,6 +34,7 @@ __all__ = [
     "RENAME_EXCHANGE",
     "RENAME_NOREPLACE",
     "allow_memory",
+    "begin_write_out",
     "clone_file",
     "clone_without_atime",
     "close_from",
@@ -91,6 +92,7 @@ _MAX_HANDLE: Final = 128
 #: More than any struct statfs, which begins with the type.
 _STATFS_SIZE: Final = 256
 _STATFS_TYPE: Final = struct.Struct("@l")
+_WRITE: Final = 2  # SYNC_FILE_RANGE_WRITE
 _WAIT_WRITE_WAIT: Final = 7  # SYNC_FILE_RANGE_WAIT_BEFORE | _WRITE | _WAIT_AFTER
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -158,6 +160,11 @@ def renameat2(src_fd: int, src: bytes, dst_fd: int, dst: bytes, flags: int = 0) 
 def syncfs(fd: int) -> None:
     """Write the whole filesystem that holds `fd` to disk (man 2 syncfs)."""
     _check(_libc.syncfs(fd))
+
+
+def begin_write_out(fd: int, offset: int, size: int) -> None:
+    """Have a range's dirty data begin to be written (man 2 sync_file_range)."""
+    _check(_libc.sync_file_range(fd, offset, size, _WRITE))
 
 
 def write_out(fd: int) -> None:

@@ -215,7 +215,7 @@ def late(self, message):
     answer(self, message)
 lane.Lane._take = late
 """)
-    many.mount()
+    daemon = many.mount()["pid"]
     many.sh(_FIRST)
     pid = _lister_is_done(many)
     child = many.start("sh", "-c", "cd mnt/t && echo in && exec sleep 60", stdout=subprocess.PIPE)
@@ -225,8 +225,9 @@ lane.Lane._take = late
         many.umount()
     child.kill()
     child.communicate()
-    os.kill(pid, signal.SIGKILL)
     many.umount(lazy=True)
+    os.kill(daemon, signal.SIGKILL)  # or it would wait for the lister, and that for its answer
+    _has_ended(pid)
 
 
 # -- the parts -----------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from support.union_case import start
 
 from unionfs import _sys
 from unionfs.closing import opened
-from unionfs.union import EngineOptions
+from unionfs.union import EngineOptions, copyup, settle
 from unionfs.union.settle import settler
 
 _SHUTDOWN = 0x8004587D  # FS_IOC_SHUTDOWN, _IOR('X', 125, __u32)
@@ -29,6 +29,9 @@ _NO_LOG_FLUSH = struct.pack("I", 2)
 _FILES = 60
 _SIZE = 512 << 20  # mkfs.xfs wants 300 MiB; the image is sparse
 _BODY = "kept " * 5000
+_PIECE = 8 << 20
+_BIG = 3 * _PIECE + 5
+_KEEP_SIZE = 1
 
 _MAKERS = {
     "ext4": ["mkfs.ext4", "-q", "-F"],
@@ -130,6 +133,45 @@ def test_that_crash_takes_what_was_not_written(
     found = _crash(make_disk(kind), tmp_path / "layer", volatile=True)
     assert len(found) == _FILES
     assert all(body != _BODY for body in found.values())
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("kind", ["ext4", "xfs"])
+def test_a_big_copy_begins_to_be_written_early_and_is_whole_after_a_crash(
+    make_disk: MakeDisk,
+    tmp_path: Path,
+    kind: str,
+    sparse: bool,  # noqa: FBT001  # a parameter of the test
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begun: list[int] = []
+
+    def begin(fd: int, offset: int, size: int) -> None:
+        assert size <= _PIECE
+        begun.extend(range(offset, offset + size, 1 << 20))
+        settle.begin(fd, offset, size)
+
+    monkeypatch.setattr(copyup, "begin", begin)
+    disk, layer, rw = make_disk(kind), tmp_path / "layer", tmp_path / "disk/rw"
+    content = os.urandom(_BIG)
+    if sparse:
+        content = content[:_PIECE] + bytes(_PIECE) + content[2 * _PIECE :]
+    layer.mkdir()
+    (layer / "big").write_bytes(content)
+    if sparse:
+        with opened(os.open(layer / "big", os.O_WRONLY)) as fd:
+            _sys.fallocate(fd, _sys.FALLOC_PUNCH_HOLE | _KEEP_SIZE, _PIECE, _PIECE)
+    rw.mkdir()
+    os.sync()
+    with contextlib.suppress(OSError), start([layer], rw, EngineOptions()) as engine:
+        EngineFs(engine).chmod("big", 0o600)
+        disk.commit_names()
+        disk.lose_power()  # XFS answers nothing any more
+    hole = range(_PIECE, 2 * _PIECE if sparse else _PIECE, 1 << 20)
+    assert begun == [offset for offset in range(0, _BIG, 1 << 20) if offset not in hole]
+    disk.umount()
+    disk.mount()
+    assert (rw / "big").read_bytes() == content
 
 
 @pytest.mark.parametrize("kind", ["ext4 without a journal", "ext2"])

@@ -24,7 +24,7 @@ from unionfs.branch.branch import proc_path
 from unionfs.union.hardlinks import HardLinks
 from unionfs.union.journal import Journal, Op, Place, Step
 from unionfs.union.node import UPPER, DirNode, Node
-from unionfs.union.settle import settler
+from unionfs.union.settle import begin, settler
 from unionfs.union.tree import Tree, error
 from unionfs.union.workarea import WorkArea, quiet
 
@@ -32,7 +32,8 @@ __all__ = ["CopyPlan", "CopyUp", "disk_type", "open_lower"]
 
 _CREATE: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _CHUNK: Final = 1 << 20
-_RANGE: Final = 1 << 30
+#: Data begin to be written in pieces of so many bytes.
+_PIECE: Final = 1 << 23
 #: What copy_file_range(2) answers when a filesystem or a pair of them cannot.
 _NO_RANGE: Final = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF)
 _BLOCK: Final = 512
@@ -54,14 +55,18 @@ def open_lower(branch: Branch, dirfd: int, name: bytes) -> int:
         return branch.open_file(dirfd, name, os.O_RDONLY)
 
 
-def _copy_range(source: int, target: int, start: int, end: int) -> None:
+def _copy_range(
+    source: int, target: int, start: int, end: int, wrote: Callable[[int, int, int], None]
+) -> None:
+    """Copy a range; `wrote` is told of each piece: where it is and how long."""
     offset = start
     try:
         while offset < end:
-            count = min(end - offset, _RANGE)
+            count = min(end - offset, _PIECE)
             done = os.copy_file_range(source, target, count, offset, offset)
             if not done:
                 return
+            wrote(target, offset, done)
             offset += done
     except OSError as exc:
         if exc.errno not in _NO_RANGE:
@@ -70,10 +75,14 @@ def _copy_range(source: int, target: int, start: int, end: int) -> None:
         data = os.pread(source, min(_CHUNK, end - offset), offset)
         if not data:
             return
-        offset += os.pwrite(target, data, offset)
+        done = os.pwrite(target, data, offset)
+        wrote(target, offset, done)
+        offset += done
 
 
-def _copy_sparse(source: int, target: int, size: int) -> None:
+def _copy_sparse(
+    source: int, target: int, size: int, wrote: Callable[[int, int, int], None]
+) -> None:
     offset = 0
     while offset < size:
         try:
@@ -83,8 +92,12 @@ def _copy_sparse(source: int, target: int, size: int) -> None:
                 return
             raise
         end = os.lseek(source, start, os.SEEK_HOLE)
-        _copy_range(source, target, start, min(end, size))
+        _copy_range(source, target, start, min(end, size), wrote)
         offset = end
+
+
+def _forget(target: int, offset: int, size: int) -> None:
+    """Let the kernel choose when data are written that a crash may take, or that are few."""
 
 
 class CopyPlan:
@@ -124,11 +137,12 @@ class CopyPlan:
     def _copy_data(self) -> None:
         if self.whole and self._clone():
             return
+        wrote = _forget if self.settle is None or self.size <= _PIECE else begin
         if self.sparse:
-            _copy_sparse(self._source, self.target, self.size)
+            _copy_sparse(self._source, self.target, self.size, wrote)
             os.ftruncate(self.target, self.size)
         else:
-            _copy_range(self._source, self.target, 0, self.size)
+            _copy_range(self._source, self.target, 0, self.size, wrote)
 
     def _clone(self) -> bool:
         """Share the data blocks if the filesystems can; ask only once if they cannot."""

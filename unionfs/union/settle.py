@@ -9,18 +9,22 @@ device's cache first. That is so on ext4 with a journal (Documentation/filesyste
 of its data modes) and on XFS. Btrfs may take the place of data into a later transaction than
 the name; others are not known.
 
+The data of a big file begin to be written while it is still being copied (`begin`), so that the
+device is not idle first and waited for then.
+
 Invariant: what is not known to keep that order gets fdatasync(2).
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from typing import Final
 
 from unionfs import _sys
 
-__all__ = ["settler"]
+__all__ = ["begin", "settler"]
 
 #: f_type of statfs(2). That of ext4 is also that of ext2, which has no journal.
 _EXT: Final = 0xEF53
@@ -33,6 +37,12 @@ def settler(fd: int) -> Callable[[int], None]:
     if magic == _XFS or (magic == _EXT and _has_journal(fd)):
         return _sys.write_out
     return os.fdatasync
+
+
+def begin(fd: int, offset: int, size: int) -> None:
+    """Have a range begin to be written; whoever settles the file hears of errors."""
+    with contextlib.suppress(OSError):
+        _sys.begin_write_out(fd, offset, size)
 
 
 def _has_journal(fd: int) -> bool:
