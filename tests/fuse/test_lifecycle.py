@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import select
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.fuseplace import MountFailedError, Place, tree_of
+from support.fuseplace import Child, MountFailedError, Place, tree_of
 
 from unionfs.fuse.registry import process_start
 
@@ -182,19 +184,23 @@ time.sleep(0.7)
     assert user.mount_table() == []
 
 
+@contextlib.contextmanager
+def _sleeper_in(place: Place) -> Iterator[subprocess.Popen[str]]:
+    """Have a program called sleep in the mount."""
+    script = "cd mnt && echo && exec sleep 1000"
+    with place.start("sh", "-c", script, stdout=subprocess.PIPE) as sleeper:
+        assert sleeper.stdout is not None
+        sleeper.stdout.readline()
+        deadline = time.monotonic() + 10
+        while "sleep" not in Path(f"/proc/{sleeper.pid}/comm").read_text():
+            assert time.monotonic() < deadline
+        yield sleeper
+        sleeper.kill()
+
+
 def test_busy_mount_names_its_users(place: Place) -> None:
     pid = place.mount(rw="rw")["pid"]
-    sleeper = (
-        place.start("sleep", "1000", cwd=place.path)
-        if False
-        else place.start("sh", "-c", "cd mnt && echo && exec sleep 1000", stdout=subprocess.PIPE)
-    )
-    assert sleeper.stdout is not None
-    sleeper.stdout.readline()
-    deadline = time.monotonic() + 10
-    while "sleep" not in Path(f"/proc/{sleeper.pid}/comm").read_text():
-        assert time.monotonic() < deadline
-    try:
+    with _sleeper_in(place) as sleeper:
         with pytest.raises(MountFailedError, match=rf"sleep \({sleeper.pid}\)") as caught:
             place.umount()
         assert caught.value.kind == "BusyError"
@@ -202,11 +208,31 @@ def test_busy_mount_names_its_users(place: Place) -> None:
         place.umount(lazy=True)
         assert place.mount_table() == []
         assert [item["state"] for item in place.mounts()] == ["detached"]
-    finally:
-        sleeper.kill()
-        sleeper.communicate()
     _wait_for_end(pid)
     assert (place.mounts(), place.leftovers()) == ([], [])
+
+
+def test_busy_mount_names_its_users_where_those_of_others_are_hidden(
+    user: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """proc(5): with hidepid=1 nobody sees more of others' processes than their numbers."""
+    if os.geteuid() != 0:
+        pytest.skip("mounts a /proc of its own: needs uid 0")
+    script = "mount -t proc -o hidepid=1 proc /proc && echo && exec sleep 1000"
+    holder = Child(["unshare", "--mount", "sh", "-c", script], stdout=subprocess.PIPE, text=True)
+    with holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "\n"
+        enter = ("nsenter", f"--mount=/proc/{holder.pid}/ns/mnt", f"--wdns={user.path}")
+        monkeypatch.setattr(user, "prefix", (*enter, *user.prefix))
+        assert user.run("cat", "/proc/1/stat", check=False).returncode, "others are hidden"
+        user.mount(rw="rw")
+        with _sleeper_in(user) as sleeper:
+            with pytest.raises(MountFailedError, match=rf"in use by sleep \({sleeper.pid}\)"):
+                user.umount()
+            assert user.sh("cat mnt/f") == "lower"
+        user.umount()
+        holder.kill()
 
 
 def test_foreground_serves_and_reports(place: Place) -> None:

@@ -24,7 +24,7 @@ import pytest
 
 from support.rootless import NOBODY, runtime
 
-__all__ = ["LAYER", "WAYS", "MountFailedError", "Place", "place_for", "tree_of"]
+__all__ = ["LAYER", "WAYS", "Child", "MountFailedError", "Place", "place_for", "tree_of"]
 
 WAYS: Final = ("root", "user", "userns")
 _BASE: Final = "/var/tmp"  # user xattrs; /tmp may be an old tmpfs
