@@ -36,7 +36,6 @@ __all__ = [
     "allow_memory",
     "begin_write_out",
     "clone_file",
-    "clone_without_atime",
     "close_from",
     "deny_memory",
     "device_of",
@@ -47,6 +46,7 @@ __all__ = [
     "make_read_only",
     "mount",
     "open_in_root",
+    "open_unchangeable",
     "pivot_root",
     "renameat2",
     "set_dumpable",
@@ -322,25 +322,24 @@ def make_read_only(target: bytes) -> None:
     _check(_libc.syscall(number, here, target, flags, ctypes.byref(attributes), size), target)
 
 
-def clone_without_atime(directory: int) -> int:
-    """Return an O_PATH descriptor of a directory in a private copy of its mount and those below.
+def open_unchangeable(file: int) -> int:
+    """Open a regular file once more, in a read-only mount of its own without access times.
 
-    Nobody's reading through it changes an access time; the copy ends with the last descriptor
-    (man 2 open_tree, mount_setattr; Linux 5.12). EPERM without CAP_SYS_ADMIN.
+    Whoever opens the result again cannot write to it, and changes no access time by reading. The
+    mount ends with the last descriptor (man 2 open_tree, mount_setattr; Linux 5.12). EPERM without
+    CAP_SYS_ADMIN, EINVAL where mounts must not be copied.
     """
-    fd = _syscall(
-        *(_SYS_OPEN_TREE, directory, b""),
-        _OPEN_TREE_CLONE | _AT_EMPTY_PATH | _AT_RECURSIVE | os.O_CLOEXEC,
-    )
-    wanted = _MountAttr(_MOUNT_ATTR_NOATIME, _MOUNT_ATTR_ANY_ATIME, MS_PRIVATE, 0)
-    size = ctypes.sizeof(wanted)
-    flags = _AT_EMPTY_PATH | _AT_RECURSIVE
+    copy = _syscall(_SYS_OPEN_TREE, file, b"", _OPEN_TREE_CLONE | _AT_EMPTY_PATH | os.O_CLOEXEC)
     try:
-        _syscall(_SYS_MOUNT_SETATTR, fd, b"", flags, ctypes.addressof(wanted), size)
-    except OSError:
-        os.close(fd)
-        raise
-    return fd
+        wanted = _MountAttr(
+            _MOUNT_ATTR_NOATIME | _MOUNT_ATTR_RDONLY, _MOUNT_ATTR_ANY_ATIME, MS_PRIVATE, 0
+        )
+        size = ctypes.sizeof(wanted)
+        address = ctypes.addressof(wanted)
+        _syscall(_SYS_MOUNT_SETATTR, copy, b"", _AT_EMPTY_PATH, address, size)
+        return os.open(f"/proc/self/fd/{copy}", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(copy)
 
 
 def _syscall(number: int, *arguments: int | bytes | None) -> int:
@@ -404,6 +403,12 @@ def file_handle(dirfd: int, name: bytes) -> tuple[int, bytes]:
         _libc.name_to_handle_at(dirfd, name, ctypes.byref(handle), ctypes.byref(mount_id), 0), name
     )
     return handle.handle_type, bytes(handle.f_handle[: handle.handle_bytes])
+
+
+def has_all_ids() -> bool:
+    """Tell whether the present user namespace has every id, as the first one does."""
+    with open("/proc/self/uid_map", encoding="ascii") as table:
+        return table.read().split() == ["0", "0", "4294967295"]
 
 
 def has_capability(number: int) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import sys
 from array import array
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
@@ -93,6 +94,42 @@ def test_one_who_reads_by_name_gets_the_same_in_the_next_directory() -> None:
     mind.asked(3, 30150)  # somewhere else
     mind.asked(3, 30002)
     assert _taken(mind) == []
+
+
+def test_what_the_last_directory_by_name_was_granted_fades_where_it_helps_nobody() -> None:
+    mind, _ = _shuffled(2000, 12)
+    front = 0
+    for _ in range(6):
+        mind.asked(1, 10000 + front)
+        front += 1 + len(_taken(mind))
+    sent = []
+    for number in range(2, 12):
+        mind.asked(number, number * 10000)
+        sent.append(len(_taken(mind)))
+    assert sent == [512, 256, 128, 64, 32, 16, 8, 8, 8, 8]
+    mind.asked(12, 120000)
+    mind.asked(12, 120000 + 1 + len(_taken(mind)))  # this one goes on
+    assert len(_taken(mind)) == 8
+    mind.listed(13, range(130000, 132000), anew=True)
+    assert _taken(mind) == [], "a listing's order is another one"
+
+
+def test_one_who_reads_by_name_leaves_nothing_to_those_who_do_not() -> None:
+    mind, _ = _shuffled(200, 2)
+    for index in (0, 1, 10, 43, 172):
+        mind.asked(1, 10000 + index)
+        _taken(mind)
+    assert mind._orders[1].is_done
+    assert mind._orders[1].credit > 400
+    listing = [30000 + index for index in range(2000)]
+    mind.listed(3, listing, anew=True)
+    assert _taken(mind) == [], "it would begin somewhere else"
+    sent, front = [], 0
+    for _ in range(5):
+        mind.asked(3, listing[front])
+        sent.append(len(_taken(mind)))
+        front += 1 + sent[-1]
+    assert sent == [0, 8, 32, 128, 512], "what is left over takes nothing from others"
 
 
 def test_a_listing_that_goes_on_is_not_known_by_name() -> None:
@@ -226,6 +263,21 @@ def test_a_file_is_sent_once_per_listing_and_never_before_it_is_listed(
         assert set(sent) <= known
 
 
+def test_names_of_a_large_directory_are_not_sorted() -> None:
+    sortings = []
+
+    def by_name(files: Sequence[int]) -> list[int]:
+        sortings.append(len(files))
+        return sorted(files)
+
+    for count in (4096, 4097):
+        mind = Guess(by_name)
+        mind.listed(1, range(count), anew=True)
+        for file in range(count, 0, -50):
+            mind.asked(1, file)
+    assert sortings == [4096]
+
+
 class _Counting(array):  # type: ignore[type-arg]  # not generic at run time
     """Counts the numbers that are looked at."""
 
@@ -252,6 +304,11 @@ def test_reading_a_big_directory_in_no_order_costs_no_search_for_each_file(
         mind.asked(1, number * 7919 % count)
     assert _Counting.looked < 2_000_000, "50 million without a limit"
     assert not _taken(mind)
+    mind.listed(1, range(4096), anew=True)
+    _Counting.looked = 0
+    for number in range(4000):
+        mind.asked(1, number * 1231 % 4096)
+    assert _Counting.looked < 1_000_000, "twelve million without a limit"
     mind.listed(1, range(count), anew=True)
     mind.asked(1, 30_000)
     mind.asked(1, 30_001)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import json
 import os
 import random
 import signal
@@ -17,6 +18,8 @@ import pytest
 from support.asking import ask
 from support.fuseplace import MountFailedError, Place, place_for
 
+from unionfs import _sys
+from unionfs.closing import opened
 from unionfs.doctor.handshake import read_init
 from unionfs.fuse import protocol
 from unionfs.fuse.passthrough import Passthrough
@@ -27,6 +30,20 @@ _BIG = 3 << 20
 _LEAST = 1 << 17
 _RETIRED = 946684800
 
+#: For the daemon: the files that the kernel was given and has not given back, in `given`.
+_GIVEN = """
+import fcntl
+def given(fd, number, data, ioctl=fcntl.ioctl, numbers=set()):
+    done = ioctl(fd, number, data)
+    if number == 0x4010E501:
+        numbers.add(done)
+    elif number == 0x4004E502:
+        numbers.remove(int.from_bytes(data, "little"))
+    with open({base!r} + "/given", "w") as file:
+        file.write(str(len(numbers)))
+    return done
+fcntl.ioctl = given
+"""
 #: For the daemon: the first file is refused to the kernel's face.
 _FIRST_REFUSED = """
 import fcntl
@@ -109,8 +126,17 @@ def test_reading_leaves_access_times_alone(place: Place) -> None:
     assert [os.stat(place.path / name).st_atime for name in names] == [_RETIRED] * len(names)
 
 
+def _given(place: Place, count: int) -> None:
+    """Wait until the kernel has so many backing files; RELEASE and FORGET are not waited for."""
+    deadline = time.monotonic() + 30
+    while (place.path / "given").read_text() != str(count):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def test_what_the_kernel_was_given_is_given_back(place: Place) -> None:
     """After a thousand opens the daemon has no descriptor more, and forgotten files work again."""
+    place.patch(_GIVEN.format(base=str(place.path)))
     mount(place)
     pid = place.mounts()[0]["pid"]
     place.sh("cmp mnt/big base/big")
@@ -130,9 +156,7 @@ print("done")
 """
     )
     assert done == "done\n"
-    deadline = time.monotonic() + 30
-    while counts(place)["release"] < counts(place)["open"] and time.monotonic() < deadline:
-        time.sleep(0.01)
+    _given(place, 0)
     assert sorted(os.listdir(f"/proc/{pid}/fd")) == before
     Path("/proc/sys/vm/drop_caches").write_text("2")
     place.sh("cmp mnt/big base/big; cmp mnt/other top/other")
@@ -154,12 +178,13 @@ for job in $jobs; do wait $job; done
 
 
 def test_one_who_is_killed_in_open_harms_nobody(place: Place) -> None:
-    """His OPEN has been answered, but no RELEASE will come."""
+    """The kernel waits for the answer to his OPEN all the same, and sends RELEASE for it."""
+    place.patch(_GIVEN.format(base=str(place.path)))
     place.patch(
         """
 import time, unionfs.fuse.passthrough as module
-def slow(self, inode, plain=module.Passthrough.open):
-    answer = plain(self, inode)
+def slow(self, inode, flags, plain=module.Passthrough.open):
+    answer = plain(self, inode, flags)
     time.sleep(0.3 if not slow_once else 0)
     slow_once.append(1)
     return answer
@@ -175,6 +200,7 @@ module.Passthrough.open = slow
     victim.wait(30)
     place.sh("cmp mnt/big base/big; cmp mnt/big base/big")
     assert "read" not in counts(place)
+    _given(place, 0)
 
 
 def test_who_opens_beside_an_ordinary_reader_is_one_too(place: Place) -> None:
@@ -196,7 +222,7 @@ with open("mnt/big", "rb") as first, open("mnt/big", "rb") as second:
     Path("/proc/sys/vm/drop_caches").write_text("3")
     place.sh("cmp mnt/big base/big")
     assert counts(place)["read"] == seen
-    assert log.read_text().count("no passthrough: a layer lies on a filesystem that is itself") == 1
+    assert log.read_text().count("a layer lies on a filesystem that is itself stacked") == 1
 
 
 def test_layers_on_an_overlayfs_are_read_by_requests(place: Place) -> None:
@@ -210,7 +236,12 @@ mount -t overlay none -o lowerdir=lower,upperdir=work/u,workdir=work/w merged
     log = Path(place.mount("merged", rw=None, options=["passthrough"])["log"])
     place.sh("cmp mnt/big lower/big")
     assert counts(place)["read"] > 0
-    assert "itself stacked on another (overlayfs)" in log.read_text()
+    assert "itself stacked on others" in log.read_text()
+    reason = f"{place.path}/merged lies on an overlayfs"
+    cli = [*place.python, "-m", "unionfs", "mounts"]
+    (said,) = json.loads(place.run(*cli, "--json").stdout)
+    assert said["no_passthrough"] == reason
+    assert f"without passthrough: {reason}" in place.run(*cli, "-v").stderr
 
 
 def test_an_overlayfs_may_lie_on_the_mount(place: Place) -> None:
@@ -226,14 +257,73 @@ cmp merged/big base/big
     place.sh("umount merged work")
 
 
-def test_root_of_a_user_namespace_reads_by_requests() -> None:
-    with filled("userns") as place:
-        log = mount(place)
-        place.sh("cmp mnt/big base/big; cmp mnt/other top/other; cmp mnt/less base/less")
-        found = counts(place)
-        assert found["read"] > 0
-        assert found["open"] == 2  # the second was declined for good
-        assert "it needs CAP_SYS_ADMIN outside of user namespaces" in log.read_text()
+def test_nobody_writes_to_a_layer_through_a_mount_that_was_made_writable(place: Place) -> None:
+    """mount(8) can take away the ro of a mount without asking its server."""
+    mount(place)
+    place.sh("mount -i -o remount,rw mnt")
+    before = (place.path / "base/big").read_bytes()
+    for write in ("dd of=mnt/big conv=notrunc", "tee -a mnt/big", "tee mnt/big", "tee mnt/less"):
+        assert "Read-only file system" in place.fails(f"echo corrupted | {write}")
+    assert "Read-only file system" in place.fails("truncate -s 5 mnt/big")
+    place.sh("cmp mnt/big base/big")
+    assert (place.path / "base/big").read_bytes() == before
+
+
+def test_the_file_that_the_kernel_is_given_cannot_be_written(place: Place) -> None:
+    with (
+        opened(os.open(place.path / "base/big", os.O_RDWR)) as fd,
+        opened(_sys.open_unchangeable(fd)) as own,
+    ):
+        with pytest.raises(OSError, match="Read-only file system"):
+            os.open(f"/proc/self/fd/{own}", os.O_RDWR)
+        assert os.pread(own, 9, 0) == os.pread(fd, 9, 0)
+
+
+def test_mounts_below_a_layer_are_what_they_are_without(place: Place) -> None:
+    """Nothing but files is taken hold of: layers stay busy, and show what is mounted there."""
+    place.sh("mkdir base/under disk; mount -t tmpfs none disk; mkdir disk/layer; cp base/big disk")
+    place.mount("disk", "base", rw=None, options=["passthrough"])
+    place.sh("cmp mnt/big base/big; mount -t tmpfs none base/under; echo late > base/under/late")
+    assert place.sh("ls mnt/under") == "late\n"
+    assert "busy" in place.fails("umount disk")
+    place.umount()
+    place.sh("umount disk base/under")
+
+
+def test_a_filesystem_without_direct_io_is_read_by_requests(place: Place) -> None:
+    place.sh("mkdir ram; mount -t ramfs none ram; cp base/big ram")
+    log = Path(place.mount("ram", rw=None, options=["passthrough"])["log"])
+    place.sh("cmp mnt/big base/big; dd if=mnt/big of=got iflag=direct bs=64k; cmp got base/big")
+    assert counts(place)["read"] > 0
+    assert "has no O_DIRECT" in log.read_text()
+    place.umount()
+    place.sh("umount ram")
+
+
+def test_a_layer_whose_mount_cannot_be_copied_keeps_its_access_times(place: Place) -> None:
+    place.sh("mkdir ub; mount -t tmpfs none ub; mount --make-unbindable ub; cp base/big ub")
+    os.utime(place.path / "ub/big", (_RETIRED, _RETIRED + 1))
+    log = Path(place.mount("ub", rw=None, options=["passthrough"])["log"])
+    place.sh("cmp mnt/big base/big")
+    assert os.stat(place.path / "ub/big").st_atime == _RETIRED
+    assert counts(place)["read"] > 0
+    assert "cannot be copied" in log.read_text()
+    place.umount()
+    place.sh("umount ub")
+
+
+def test_a_file_that_grows_under_its_readers_can_still_be_opened(place: Place) -> None:
+    """Nobody is to change layers; but that is no reason for an EIO."""
+    mount(place)
+    place.py(
+        """
+with open("mnt/less", "rb") as first:
+    with open("base/less", "ab") as file:
+        file.write(bytes(200000))
+    with open("mnt/less", "rb") as second:
+        assert first.read(5) == second.read(5)
+"""
+    )
 
 
 def test_who_cannot_have_it_is_told_why(place: Place) -> None:
@@ -241,7 +331,11 @@ def test_who_cannot_have_it_is_told_why(place: Place) -> None:
     for other, rw, words in (
         ("rw", "rw", "option passthrough is for read-only mounts (add ro)"),
         ("nolane", None, "options passthrough and nolane exclude each other"),
-        ("coherent", None, "options passthrough and coherent exclude each other"),
+        (
+            "coherent",
+            None,
+            "passthrough and coherent (as views of live mounts are) exclude each other",
+        ),
     ):
         with pytest.raises(MountFailedError) as caught:
             place.mount("top", "base", rw=rw, options=["passthrough", other])
@@ -252,22 +346,31 @@ def test_who_cannot_have_it_is_told_why(place: Place) -> None:
         with pytest.raises(MountFailedError) as caught:
             mount(user)
         assert "option passthrough needs root" in str(caught.value)
+    with filled("userns") as userns:
+        with pytest.raises(MountFailedError) as caught:
+            mount(userns)
+        words = "option passthrough needs CAP_SYS_ADMIN outside of user namespaces"
+        assert words in str(caught.value)
+        assert userns.mount_table() == []
 
 
 # -- the bookkeeping alone ---------------------------------------------------------------
 
 
 class Kernel:
-    """Gives numbers to backing files, and knows which there are."""
+    """Gives numbers to backing files, and knows which there are; `refusal` is an errno."""
 
     def __init__(self) -> None:
         self.backing: set[int] = set()
+        self.refusal = 0
         self._next = 1
 
     def ioctl(self, fd: int, number: int, data: bytes | bytearray) -> int:
         """Do FUSE_DEV_IOC_BACKING_OPEN and FUSE_DEV_IOC_BACKING_CLOSE."""
         del fd
         if number == 0x4010E501:
+            if self.refusal:
+                raise OSError(self.refusal, os.strerror(self.refusal))
             assert struct.unpack("=iIQ", data)[1:] == (0, 0)
             os.fstat(struct.unpack("=iIQ", data)[0])
             self.backing.add(self._next)
@@ -288,21 +391,24 @@ def test_a_backing_file_lives_from_the_first_open_to_the_last_release(
     with Engine.start([bytes(tmp_path)], None) as engine:
         big, small = engine.lookup(1, b"big").ino, engine.lookup(1, b"small").ino
         passing = Passthrough(-1, engine)
-        handle, flags, first = protocol.OPEN_OUT.unpack(passing.open(big))
+        _, flags, first = protocol.OPEN_OUT.unpack(passing.open(big, os.O_RDONLY))
         assert flags == protocol.FOPEN_PASSTHROUGH | protocol.FOPEN_NOFLUSH
-        assert protocol.OPEN_OUT.unpack(passing.open(big)) == (handle, flags, first)
+        assert protocol.OPEN_OUT.unpack(passing.open(big, os.O_NONBLOCK)) == (0, flags, first)
         assert kernel.backing == {first}
-        released = protocol.RELEASE_IN.pack(handle, 0, 0, 0)
-        passing.release(big, released)
+        for writing in (os.O_WRONLY, os.O_RDWR):
+            with pytest.raises(OSError, match="Read-only"):
+                passing.open(big, writing)
+        passing.release(big)
         assert kernel.backing == {first}
-        passing.release(big, released)
+        passing.release(big)
         assert (kernel.backing, len(passing)) == (set(), 0)
 
-        handle, flags, backing = protocol.OPEN_OUT.unpack(passing.open(small))
-        assert (flags, backing, len(passing)) == (protocol.FOPEN_KEEP_CACHE, 0, 0)
-        passing.release(small, protocol.RELEASE_IN.pack(handle, 0, 0, 0))
+        _, flags, backing = protocol.OPEN_OUT.unpack(passing.open(small, os.O_RDONLY))
+        assert (flags, backing, len(passing)) == (protocol.FOPEN_KEEP_CACHE, 0, 1)
+        passing.release(small)
+        assert len(passing) == 0
 
-        passing.open(big)  # by somebody who is killed before he learns of it
+        passing.open(big, os.O_RDONLY)
         assert len(kernel.backing) == 1
         passing.forget(big)
         assert (kernel.backing, len(passing)) == (set(), 0)
@@ -311,15 +417,15 @@ def test_a_backing_file_lives_from_the_first_open_to_the_last_release(
 def test_without_the_right_it_is_not_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def refuse(*_: object) -> int:
-        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
-
-    monkeypatch.setattr(fcntl, "ioctl", refuse)
+    kernel = Kernel()
+    kernel.refusal = errno.EPERM
+    monkeypatch.setattr(fcntl, "ioctl", kernel.ioctl)
     (tmp_path / "big").write_bytes(bytes(_LEAST))
     with Engine.start([bytes(tmp_path)], None) as engine:
         passing = Passthrough(-1, engine)
         passing.on = True
-        _, flags, backing = protocol.OPEN_OUT.unpack(passing.open(engine.lookup(1, b"big").ino))
+        answer = passing.open(engine.lookup(1, b"big").ino, os.O_RDONLY)
+        _, flags, backing = protocol.OPEN_OUT.unpack(answer)
         assert (flags, backing, passing.on) == (protocol.FOPEN_KEEP_CACHE, 0, False)
-    assert "CAP_SYS_ADMIN" in caplog.text
+    assert "Operation not permitted" in caplog.text
     caplog.clear()

@@ -16,7 +16,6 @@ import stat
 import sys
 from typing import NamedTuple, Self
 
-from unionfs import _sys
 from unionfs.branch import whiteout, xattrs
 from unionfs.branch.override import OWNER_XATTR, STAT_XATTR, Override
 from unionfs.branch.whiteout import Dialect, Meaning
@@ -135,14 +134,6 @@ class Branch(Closing):
     def close(self) -> None:
         """Release the root fd."""
         os.close(self.fd)
-
-    def keep_atimes(self) -> None:
-        """Have no reading through this branch change an access time, not even the kernel's own.
-
-        OSError when the caller may not, and then nothing has changed.
-        """
-        old, self.fd = self.fd, _sys.clone_without_atime(self.fd)
-        os.close(old)
 
     def read_mark(self) -> None:
         """Learn from the root directory's xattrs whether entries carry overrides."""
@@ -279,6 +270,15 @@ class Branch(Closing):
         except PermissionError as exc:
             raise _located(exc, dirfd, name) from None
         return self._present(st, dirfd, name) if self.marked else self._build(st, None)
+
+    def new_status(self, fd: int) -> Status:
+        """Return the presented attributes of an open file that was just made, with no override."""
+        return self._build(os.fstat(fd), None)
+
+    def times(self, dirfd: int, name: bytes) -> tuple[int, int]:
+        """Return an entry's times of access and modification in ns; no override has others."""
+        st = os.stat(name, dir_fd=dirfd, follow_symlinks=False)
+        return st.st_atime_ns, st.st_mtime_ns
 
     def override(self, dirfd: int, name: bytes) -> Override | None:
         """Return the override recorded on an entry, if there is a valid one."""

@@ -6,14 +6,16 @@ two in a row the next ones are worth sending ahead. Every file that is then aske
 expected buys several more (`_GROWTH` times as many as the last one, up to `_MOST`); the first of
 the directory that is asked for somewhere else ends it. What was bought and is left when a directory
 ends goes into the next one that is listed, since no request tells how far a reader has come in what
-it already has; one who reads by name is granted as much as before at the first file there.
+it already has; one who reads by name is granted as much as before at the first file there, and half
+of that at the next directory's if nothing showed that it was right.
 Directories that are read at the same time take turns. Where many files of a directory are read in
-no order (imports), one in `_PART`, each of them buys `_FIRST` others.
+no order (imports), one in `_PART`, each of them buys `_FIRST` others, while looking for where
+they are does not cost too much (about a thousand files).
 
 Invariant: no more is sent than was bought, and what is remembered is bounded: the last
 `_DIRECTORIES` listings with at most `_ENTRIES` files together, `_STREAMS` readers. To look for
 those who read in no order costs as much for each listing as looking at `_SEARCHED` files and
-sorting `_SORTED` names once.
+sorting `_SORTED` names once for each of its parts.
 """
 
 from __future__ import annotations
@@ -82,6 +84,11 @@ class _Order:
     def goes_on(self) -> bool:
         """Whether its reader will begin the next directory with the first files of the listing."""
         return self.files is self.listed and not self.is_scattered()
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether what is left of its credit is of no use to anybody."""
+        return self.is_done and not self.goes_on
 
     def find(self, file: int) -> int:
         """Return where a file is; ValueError when it is nowhere."""
@@ -202,9 +209,12 @@ class Guess:
             self._buy(order, _FIRST)
         elif order.turn(file, self._by_name, first=self._named > 0):
             order.run = _RUN - 1
-            if first:
+            if first:  # not confirmed: each time half as much
                 order.grant = self._named
-            self._right(order)
+                self._named //= 2
+                self._buy(order, order.grant)
+            else:
+                self._right(order)
         else:
             if order.files is order.named:
                 self._named = 0
@@ -225,7 +235,8 @@ class Guess:
             if len(self._streams) == _STREAMS:
                 self._wrong(self._streams[0])
             self._streams.append(order)
-        left = _MOST - sum(other.credit for other in self._streams if other is not order)
+        others = (other for other in self._streams if other is not order and not other.is_spent)
+        left = _MOST - sum(other.credit for other in others)
         order.credit = max(order.credit, _FIRST, min(count, left))
 
     def _wrong(self, order: _Order) -> None:

@@ -104,6 +104,8 @@ class Changes:
 
         def change() -> bytes:
             wanted = changes
+            if wanted.mode is not None:
+                self._context.policy.forget(inode)
             if kills:
                 mode = self._engine.getattr(inode).mode
                 wanted = changes._replace(mode=setuid_dropped(mode))
@@ -209,7 +211,7 @@ class Changes:
             handle, attr, new = self._engine.create(request.nodeid, name, mode, flags, caller)
             self._files.adopt(attr.ino, handle)
             if new:
-                self._context.policy.made(attr.ino)
+                self._context.policy.made(attr)
             elif opening & protocol.OPEN_KILL_SUIDGID:
                 self._context.policy.drop_setuid(self._engine, attr.ino)
                 attr = self._engine.getattr(attr.ino)

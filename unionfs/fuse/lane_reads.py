@@ -175,8 +175,9 @@ class Reads:
     def open(self, request: Request) -> Outcome:
         """Decline, or agree where the kernel cannot do without or reads files itself."""
         if self._passthrough.on:
+            flags, _ = PAIR.unpack_from(request.body)
             with self._lock:
-                return self._passthrough.open(request.nodeid)
+                return self._passthrough.open(request.nodeid, flags)
         if self.offered & InitFlag.NO_OPEN_SUPPORT:
             return self.declined(request)
         return protocol.OPEN_OUT.pack(0, protocol.FOPEN_KEEP_CACHE, 0)
@@ -184,7 +185,7 @@ class Reads:
     def release(self, request: Request) -> Outcome:
         """Agree to the end of a handle."""
         with self._lock:
-            self._passthrough.release(request.nodeid, request.body)
+            self._passthrough.release(request.nodeid)
         return b""
 
     def opendir(self, request: Request) -> Outcome:

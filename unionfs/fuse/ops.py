@@ -161,6 +161,8 @@ class Operations(pyfuse3.Operations):
         # Cutting a file copies only what remains of it.
         if changes.size is None or changes.size > self.lift.inline_limit:
             await self.lift.up(inode)
+        if changes.mode is not None:
+            self.policy.forget(inode)
         return self._entry(self.engine.setattr(inode, changes, fh))
 
     @handler

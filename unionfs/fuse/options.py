@@ -199,14 +199,14 @@ class MountOptions:
 
     def _check_passthrough(self, *, uid: int, read_only: bool) -> None:
         if uid != 0:
-            raise UsageError("option passthrough needs root: the kernel gives nobody else files")
+            raise UsageError("option passthrough needs root")
         if not read_only:
             raise UsageError(
                 "option passthrough is for read-only mounts (add ro): a file that the kernel reads "
                 "itself cannot be copied up under its readers"
             )
         if not self.lane or self.coherent:
-            other = "coherent" if self.coherent else "nolane"
+            other = "coherent (as views of live mounts are)" if self.coherent else "nolane"
             raise UsageError(f"options passthrough and {other} exclude each other")
 
     def mount_flags(self) -> int:

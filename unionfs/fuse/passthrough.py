@@ -8,28 +8,35 @@ kernel opens a file for writing only on the same backing file as its readers
 (`fuse_file_io_open` in fs/fuse/iomode.c), and a copy-up makes another one.
 
 Invariant: all that have a file open at one time have it through the same backing file, or all
-of them without one, since the kernel refuses (EIO) to mix.
+of them without one, since the kernel refuses (EIO) to mix. Nobody changes a layer through it: the
+kernel opens the backing file as its opener does, so that one who means to write is refused here
+(a mount can be made writable behind our back), and the backing file lies in a read-only mount of
+its own, in which reading leaves access times alone.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import logging
 import os
 import struct
+from collections.abc import Iterable
 from typing import Final
 
+from unionfs import _sys
+from unionfs.closing import opened
+from unionfs.errors import UsageError, show
 from unionfs.fuse.protocol import (
     FOPEN_KEEP_CACHE,
     FOPEN_NOFLUSH,
     FOPEN_PASSTHROUGH,
     OPEN_OUT,
-    RELEASE_IN,
 )
 from unionfs.union import Engine
 
-__all__ = ["STACK_DEPTH", "Passthrough"]
+__all__ = ["STACK_DEPTH", "Passthrough", "reason_against"]
 
 _log = logging.getLogger(__name__)
 
@@ -44,8 +51,23 @@ _BACKING_CLOSE: Final = 0x4004E502
 #: fd, flags, padding
 _BACKING_MAP: Final = struct.Struct("=iIQ")
 _BACKING_ID: Final = struct.Struct("=I")
-_ORDINARY: Final = 0
-_COUNTED: Final = 1
+_LOOK: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+_OVERLAYFS: Final = 0x794C7630
+_STACKED: Final = "a layer lies on a filesystem that is itself stacked on others"
+
+
+def reason_against(layers: Iterable[bytes]) -> str | None:
+    """Return why files of these layers, not necessarily of all, are read through the server.
+
+    UsageError for a caller who cannot have any.
+    """
+    if not (_sys.has_capability(_sys.CAP_SYS_ADMIN) and _sys.has_all_ids()):
+        raise UsageError("option passthrough needs CAP_SYS_ADMIN outside of user namespaces")
+    for layer in layers:
+        with contextlib.suppress(OSError), opened(os.open(layer, _LOOK)) as fd:
+            if _sys.filesystem_type(fd) == _OVERLAYFS:
+                return f"{show(layer)} lies on an overlayfs"
+    return None
 
 
 class _Opened:
@@ -68,42 +90,42 @@ class Passthrough:
         self._fd = fd
         self._engine = engine
         self._files: dict[int, _Opened] = {}
-        self._told = False
+        #: Filesystems by device number: whether O_DIRECT works there.
+        self._direct: dict[int, bool] = {}
+        self._told: set[str] = set()
         self.on = False
 
     def __len__(self) -> int:
         return len(self._files)
 
-    def open(self, inode: int) -> bytes:
-        """Return the answer to OPEN of a regular file."""
-        opened = self._files.get(inode)
-        if opened is None:
-            if self._engine.getattr(inode).size < _SMALLEST:
-                return OPEN_OUT.pack(_ORDINARY, FOPEN_KEEP_CACHE, 0)
-            opened = self._files[inode] = _Opened(self._backing(inode))
-        opened.count += 1
-        if opened.backing:
-            return OPEN_OUT.pack(_COUNTED, FOPEN_PASSTHROUGH | FOPEN_NOFLUSH, opened.backing)
-        return OPEN_OUT.pack(_COUNTED, FOPEN_KEEP_CACHE, 0)
+    def open(self, inode: int, flags: int) -> bytes:
+        """Return the answer to OPEN of a regular file; EROFS for one who means to write."""
+        if flags & os.O_ACCMODE != os.O_RDONLY:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        found = self._files.get(inode)
+        if found is None:
+            small = self._engine.getattr(inode).size < _SMALLEST
+            found = self._files[inode] = _Opened(0 if small else self._backing(inode))
+        found.count += 1
+        if found.backing:
+            return OPEN_OUT.pack(0, FOPEN_PASSTHROUGH | FOPEN_NOFLUSH, found.backing)
+        return OPEN_OUT.pack(0, FOPEN_KEEP_CACHE, 0)
 
-    def release(self, inode: int, body: bytes | memoryview) -> None:
-        """Note a RELEASE with this body; after the last one the backing file is let go."""
-        opened = self._files.get(inode)
-        if opened is None or RELEASE_IN.unpack_from(body)[0] != _COUNTED:
+    def release(self, inode: int) -> None:
+        """Note a RELEASE; after the last one the backing file is let go."""
+        found = self._files.get(inode)
+        if found is None:
             return
-        opened.count -= 1
-        if not opened.count:
+        found.count -= 1
+        if not found.count:
             self.forget(inode)
 
     def forget(self, inode: int) -> None:
-        """Let the backing file go of an inode that nobody has open.
-
-        An OPEN whose caller was killed has no RELEASE, but a FORGET comes in the end.
-        """
-        opened = self._files.pop(inode, None)
-        if opened is not None and opened.backing:
+        """Let the backing file go of an inode that nobody has open, whatever RELEASEs have said."""
+        found = self._files.pop(inode, None)
+        if found is not None and found.backing:
             # A descriptor's reference is the kernel's own: this takes away the number alone.
-            fcntl.ioctl(self._fd, _BACKING_CLOSE, _BACKING_ID.pack(opened.backing))
+            fcntl.ioctl(self._fd, _BACKING_CLOSE, _BACKING_ID.pack(found.backing))
 
     def _backing(self, inode: int) -> int:
         """Give the kernel a file of a layer; return the number it gives that, or 0."""
@@ -111,22 +133,38 @@ class Passthrough:
         if fd < 0:
             return 0
         try:
-            # Only what can be written to gets the result of ioctl(2) instead of its own bytes back.
-            wanted = bytearray(_BACKING_MAP.pack(fd, 0, 0))
-            return int(fcntl.ioctl(self._fd, _BACKING_OPEN, wanted))
+            own = _sys.open_unchangeable(fd)
         except OSError as exc:
-            self.on = exc.errno != errno.EPERM
-            if not self._told:
-                self._told = True
-                _log.warning("no passthrough: %s", _why(exc))
+            self._tell(f"the mount of a layer cannot be copied: {exc.strerror}")
             return 0
         finally:
             os.close(fd)
+        try:
+            if not self._takes_direct(own):
+                self._tell("a layer's filesystem has no O_DIRECT, which whoever opens may want")
+                return 0
+            # Only what can be written to gets the result of ioctl(2) instead of its own bytes back.
+            wanted = bytearray(_BACKING_MAP.pack(own, 0, 0))
+            return int(fcntl.ioctl(self._fd, _BACKING_OPEN, wanted))
+        except OSError as exc:
+            self.on = exc.errno != errno.EPERM
+            self._tell(_STACKED if exc.errno == errno.ELOOP else exc.strerror or str(exc))
+            return 0
+        finally:
+            os.close(own)
 
+    def _takes_direct(self, fd: int) -> bool:
+        """Tell whether a file can be opened with O_DIRECT; the kernel's EIO would say nothing."""
+        device = os.fstat(fd).st_dev
+        if device not in self._direct:
+            try:
+                os.close(os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC))
+                self._direct[device] = True
+            except OSError:
+                self._direct[device] = False
+        return self._direct[device]
 
-def _why(exc: OSError) -> str:
-    if exc.errno == errno.EPERM:
-        return "it needs CAP_SYS_ADMIN outside of user namespaces"
-    if exc.errno == errno.ELOOP:
-        return "a layer lies on a filesystem that is itself stacked on another (overlayfs)"
-    return exc.strerror or str(exc)
+    def _tell(self, reason: str) -> None:
+        if reason not in self._told:
+            self._told.add(reason)
+            _log.warning("files are read through the server: %s", reason)

@@ -1,7 +1,8 @@
 """What both adapters know about answering: ids, capabilities, changes of attributes.
 
 Invariant: ids of the kernel are translated here and nowhere else, so the pyfuse3 side
-and the lane (`unionfs.fuse.lane`) cannot come to different answers.
+and the lane (`unionfs.fuse.lane`) cannot come to different answers. What is remembered of a file
+holds until an attribute of it changes, the kernel forgets it, or anything is undone.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ import stat
 from typing import Final
 
 from unionfs.fuse.idmap import IdMap, map_acl
-from unionfs.union import Caller, Engine, SetAttr
+from unionfs.union import Attr, Caller, Engine, SetAttr
 
 __all__ = ["CAPABILITY", "Policy", "setuid_dropped"]
 
 CAPABILITY: Final = b"security.capability"
 _ACL_PREFIX: Final = b"system.posix_acl_"
-#: How many "has no capability" answers are remembered before starting anew.
-_PLAIN_LIMIT: Final = 1 << 16
+#: How many files are remembered before starting anew.
+_LIMIT: Final = 1 << 16
 
 
 def setuid_dropped(mode: int) -> int | None:
@@ -37,15 +38,19 @@ class Policy:
     def __init__(self, ids: tuple[IdMap, IdMap], *, kernel_acls: bool = False) -> None:
         self.users, self.groups = ids
         self.kernel_acls = kernel_acls
+        #: Files that have no capability, and those with neither setuid nor setgid to drop.
         self._plain: set[int] = set()
+        self._mild: set[int] = set()
+        self._undone = 0
 
     def caller(self, uid: int, gid: int) -> Caller:
         """Return who makes a new entry, in image ids."""
         return Caller(self.users.caller(uid), self.groups.caller(gid))
 
     def forget(self, inode: int) -> None:
-        """Drop what is remembered of a file."""
+        """Drop what is remembered of a file, which is about to change or gone."""
         self._plain.discard(inode)
+        self._mild.discard(inode)
 
     def get_xattr(self, engine: Engine, inode: int, name: bytes) -> bytes:
         """Return an attribute as it is shown.
@@ -74,9 +79,11 @@ class Policy:
         """Tell whether an attribute is an ACL that has changed a mode behind the kernel's back."""
         return name.startswith(_ACL_PREFIX) and not self.kernel_acls
 
-    def made(self, inode: int) -> None:
+    def made(self, attr: Attr) -> None:
         """Note that a file is new: it has no capability, and the kernel is about to ask."""
-        self._remember(inode)
+        _remember(self._plain, attr.ino)
+        if setuid_dropped(attr.mode) is None:
+            _remember(self._mild, attr.ino)
 
     def drop_setuid(self, engine: Engine, inode: int) -> bool:
         """Take setuid and setgid from a file whose content changes, as the kernel does elsewhere.
@@ -84,23 +91,34 @@ class Policy:
         Return whether it had them (`should_drop_suidgid` in fs/attr.c: setgid with execution by
         the group, else it is a mark for mandatory locking).
         """
-        mode = setuid_dropped(engine.getattr(inode).mode)
-        if mode is None:
+        self._trust_nothing_undone(engine)
+        if inode in self._mild:
             return False
-        engine.setattr(inode, SetAttr(mode=mode))
-        return True
+        mode = setuid_dropped(engine.getattr(inode).mode)
+        if mode is not None:
+            engine.setattr(inode, SetAttr(mode=mode))
+        _remember(self._mild, inode)
+        return mode is not None
 
-    def _remember(self, inode: int) -> None:
-        if len(self._plain) >= _PLAIN_LIMIT:
+    def _trust_nothing_undone(self, engine: Engine) -> None:
+        if engine.undone != self._undone:
+            self._undone = engine.undone
             self._plain.clear()
-        self._plain.add(inode)
+            self._mild.clear()
 
     def _capability(self, engine: Engine, inode: int) -> bytes:
+        self._trust_nothing_undone(engine)
         if inode in self._plain:
             raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
         try:
             return engine.getxattr(inode, CAPABILITY.decode())
         except OSError as exc:
             if exc.errno == errno.ENODATA:
-                self._remember(inode)
+                _remember(self._plain, inode)
             raise
+
+
+def _remember(files: set[int], inode: int) -> None:
+    if len(files) >= _LIMIT:
+        files.clear()
+    files.add(inode)

@@ -33,7 +33,6 @@ __all__ = [
     "NOTIFY_STORE",
     "OPEN_OUT",
     "OUT_HEADER",
-    "RELEASE_IN",
     "SETATTR_IN",
     "WRITE_IN",
     "InitFlag",
@@ -136,8 +135,6 @@ SETATTR_IN: Final = struct.Struct("=IIQQQqqqIIIIIIII")
 INVAL_INODE: Final = struct.Struct("=Qqq")
 #: fh, open flags, backing id
 OPEN_OUT: Final = struct.Struct("=QIi")
-#: fh, flags of the file, of the release, lock owner
-RELEASE_IN: Final = struct.Struct("=QIIQ")
 #: ino, offset, length of the name, type; the name follows, and padding
 DIRENT: Final = struct.Struct("=QQII")
 

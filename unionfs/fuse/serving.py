@@ -78,7 +78,9 @@ class Serving:
     @property
     def no_passthrough(self) -> str | None:
         """Why there is no passthrough though it was asked for, or None."""
-        return self.no_lane if self.lane is None else self.lane.no_passthrough
+        if self.lane is None:
+            return self.no_lane if self._options.passthrough else None
+        return self.lane.no_passthrough
 
     def settle(self) -> None:
         """Wait until the lane has answered what the kernel has sent so far."""

@@ -27,7 +27,7 @@ import trio
 from unionfs import _sys
 from unionfs.branch import Branch
 from unionfs.errors import BusyError, StoreError, UnionfsError, show
-from unionfs.fuse import device, registry
+from unionfs.fuse import device, passthrough, registry
 from unionfs.fuse.control import Control
 from unionfs.fuse.daemon import LEGACY_ROOT_MODE, held
 from unionfs.fuse.options import MountOptions
@@ -70,6 +70,7 @@ def serve(plan: Plan, on_ready: Callable[[MountRecord], None]) -> None:
             stack.enter_context(held(path))
         writable = request.rw is not None and not request.options.read_only
         options = request.options.settled(uid=os.geteuid(), writable=writable)
+        no_passthrough = passthrough.reason_against(request.layers) if options.passthrough else None
         if writable:
             settle_if_needed(request.rw)
         engine = Engine.start(
@@ -78,7 +79,7 @@ def serve(plan: Plan, on_ready: Callable[[MountRecord], None]) -> None:
             options=attrs.evolve(engine_options(request.layers, options), labels=_labels(request)),
         )
         stack.callback(engine.close)
-        _Session(plan, options, engine, on_ready).run()
+        _Session(plan, options, engine, on_ready, no_passthrough).run()
 
 
 def engine_options(layers: tuple[bytes, ...], options: MountOptions) -> EngineOptions:
@@ -91,7 +92,6 @@ def engine_options(layers: tuple[bytes, ...], options: MountOptions) -> EngineOp
         show_xattrs=options.show_xattrs,
         show_markers=options.show_whiteouts,
         follow=bool(options.read_only) and options.coherent,
-        keep_atimes=options.passthrough,
     )
 
 
@@ -132,8 +132,10 @@ class _Session:
         options: MountOptions,
         engine: Engine,
         on_ready: Callable[[MountRecord], None],
+        no_passthrough: str | None,
     ) -> None:
         self.plan = plan
+        self._no_passthrough = no_passthrough
         self.target = plan.request.target
         self.options = options
         self.on_ready = on_ready
@@ -196,7 +198,7 @@ class _Session:
             created=time.time(),
             lane=self.serving.lane is not None,
             no_lane=self.serving.no_lane,
-            no_passthrough=self.serving.no_passthrough if self.options.passthrough else None,
+            no_passthrough=self.serving.no_passthrough or self._no_passthrough,
             control=registry.control_path(self.plan.runtime, self.plan.stem),
             wanted=request.backend,
             reasons=self.plan.reasons,

@@ -124,9 +124,9 @@ class Attributes:
     def _set_times(self, node: Node, atime_ns: int | None, mtime_ns: int | None) -> None:
         branch, fd, name = self._tree.place(node)
         if atime_ns is None or mtime_ns is None:
-            status = branch.status(fd, name)
-            atime_ns = status.atime_ns if atime_ns is None else atime_ns
-            mtime_ns = status.mtime_ns if mtime_ns is None else mtime_ns
+            atime_now, mtime_now = branch.times(fd, name)
+            atime_ns = atime_now if atime_ns is None else atime_ns
+            mtime_ns = mtime_now if mtime_ns is None else mtime_ns
         self._writer.set_times(fd, name, atime_ns, mtime_ns)
 
     # -- extended attributes -----------------------------------------------------

@@ -76,7 +76,7 @@ class Names:
         wanted = (mode, caller.uid, gid)
         if not hidden and not access and self._is_plain(*wanted):
             file = os.open(name, _CREATE, stat.S_IMODE(mode), dir_fd=fd)
-            made = self._made_in_place(fd, parent, name, wanted)
+            made = self._made_in_place(fd, parent, name, wanted, file)
         else:
             temp = self._work.new_name()
             file = self._writer.create_file(self._work.fd, temp, *wanted)
@@ -179,10 +179,11 @@ class Names:
         return uid == 0 and gid == 0 and readable
 
     def _made_in_place(
-        self, fd: int, parent: DirNode, name: bytes, wanted: tuple[int, int, int]
+        self, fd: int, parent: DirNode, name: bytes, wanted: tuple[int, int, int], file: int = -1
     ) -> Made:
-        """Enter what has just been made; correct what the directory imposed."""
-        status = self._writer.branch.status(fd, name)
+        """Enter what has just been made, open as `file` if that; correct what was imposed on it."""
+        branch = self._writer.branch
+        status = branch.status(fd, name) if file < 0 else branch.new_status(file)
         mode, uid, gid = wanted
         if stat.S_ISLNK(mode):
             mode = status.mode

@@ -88,8 +88,7 @@ class EngineOptions:
     `labels` are the words for a layer, by its path, in the attribute `layer` of
     `unionfs.union.provenance`; `show_xattrs` lists those attributes. `show_markers` shows
     whiteouts and opaque markers as entries, `follow` looks for changes that somebody else makes
-    in the rw branch; either makes the union read-only. `keep_atimes` is for those who hand files
-    of layers on: it keeps access times as they are where the caller's rights allow that.
+    in the rw branch; either makes the union read-only.
     """
 
     volatile: bool = False
@@ -102,7 +101,6 @@ class EngineOptions:
     show_xattrs: bool = False
     show_markers: bool = False
     follow: bool = False
-    keep_atimes: bool = False
 
 
 @attrs.define
