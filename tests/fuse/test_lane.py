@@ -14,10 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.asking import ask
+from support.asking import ADAPTERS, ask, mounted
 from support.counting import count_requests, counted
 from support.fuseplace import LAYER, WAYS, Place, place_for, tree_of
+from support.rootless import NOBODY
 
+from unionfs.closing import opened
 from unionfs.fuse.protocol import Op
 
 pytestmark = pytest.mark.fuse
@@ -368,6 +370,25 @@ def test_setuid_goes_with_a_change(user: Place, change: str, mode: str) -> None:
         user.mount(rw="rw", options=["lane"])
         assert user.sh("stat -c %04a mnt/F").strip() == expected, turn
         user.umount()
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_what_was_learnt_of_a_file_does_not_outlive_a_reset(root: Place, adapter: str) -> None:
+    """That it has no capability, and neither setuid nor setgid to drop."""
+    root.sh("printf lower > base/F; chmod 4757 base/F")
+    value = b"\1\0\0\2" + bytes(16)
+    os.setxattr(root.path / "base/F", "security.capability", value)
+    mounted(root, adapter)
+    nobody = f"setpriv --reuid={NOBODY} --regid={NOBODY} --clear-groups sh -c"
+    with opened(os.open(root.path / "mnt/F", os.O_RDONLY)):  # or the kernel forgets it
+        for _ in range(2):
+            assert os.getxattr(root.path / "mnt/F", "security.capability") == value
+            root.sh(f"{nobody} 'echo more >> mnt/F; echo more >> mnt/F'")
+            assert root.sh("stat -c %04a mnt/F") == "0757\n"
+            with pytest.raises(OSError, match="No data available"):
+                os.getxattr(root.path / "mnt/F", "security.capability")
+            ask(root, "reset", path="/F")
+            assert root.sh("cat mnt/F; stat -c %04a mnt/F") == "lower4757\n"
 
 
 def test_the_capability_is_asked_for_once_not_before_each_write(user: Place) -> None:

@@ -2,7 +2,8 @@
 
 Invariant: ids of the kernel are translated here and nowhere else, so the pyfuse3 side
 and the lane (`unionfs.fuse.lane`) cannot come to different answers. What is remembered of a file
-holds until an attribute of it changes, the kernel forgets it, or anything is undone.
+holds until an attribute of it changes or the kernel forgets it: what is undone gets another number
+while it is known.
 """
 
 from __future__ import annotations
@@ -41,7 +42,6 @@ class Policy:
         #: Files that have no capability, and those with neither setuid nor setgid to drop.
         self._plain: set[int] = set()
         self._mild: set[int] = set()
-        self._undone = 0
 
     def caller(self, uid: int, gid: int) -> Caller:
         """Return who makes a new entry, in image ids."""
@@ -91,7 +91,6 @@ class Policy:
         Return whether it had them (`should_drop_suidgid` in fs/attr.c: setgid with execution by
         the group, else it is a mark for mandatory locking).
         """
-        self._trust_nothing_undone(engine)
         if inode in self._mild:
             return False
         mode = setuid_dropped(engine.getattr(inode).mode)
@@ -100,14 +99,7 @@ class Policy:
         _remember(self._mild, inode)
         return mode is not None
 
-    def _trust_nothing_undone(self, engine: Engine) -> None:
-        if engine.undone != self._undone:
-            self._undone = engine.undone
-            self._plain.clear()
-            self._mild.clear()
-
     def _capability(self, engine: Engine, inode: int) -> bytes:
-        self._trust_nothing_undone(engine)
         if inode in self._plain:
             raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
         try:

@@ -50,8 +50,6 @@ class Engine(Closing):
         links = HardLinks(tree)
         #: Grows with everything that may change what others have been told.
         self.changes = 0
-        #: Grows when something is taken back: what was learnt of any file may be wrong then.
-        self.undone = 0
         self._changes = Changes(tree, links) if tree.writer is not None else None
         self._handles = self._changes.handles if self._changes else Handles(tree, None)
         self._held: list[Node] = []
@@ -426,7 +424,6 @@ class Engine(Closing):
         `blind`: the layers are not those of the branch; `stake`: of the plan that somebody agreed
         to. Raises `UnionfsError` and OSError.
         """
-        self.undone += not only_plan
         return self._writable().restore.run(
             undo, path, blind=blind, only_plan=only_plan, stake=stake
         )
