@@ -277,6 +277,7 @@ def test_what_fails_in_advance_costs_only_that(
     kernel.greet()
     for _ in range(3):
         assert kernel.ask(Op.GETATTR)[0] == 0
+    kernel.lane.settle()  # until the lane has nothing else to do
     messages = [record.getMessage() for record in caplog.records]
     assert messages == ["making listings in advance has failed and stays off"]
     caplog.clear()
