@@ -391,6 +391,34 @@ def test_what_was_learnt_of_a_file_does_not_outlive_a_reset(root: Place, adapter
             assert root.sh("cat mnt/F; stat -c %04a mnt/F") == "lower4757\n"
 
 
+_WRITES_TWICE = """
+import os
+fd = os.open("mnt/F", os.O_WRONLY)
+for _ in range(2):
+    os.write(fd, b"more")
+    print("written", flush=True)
+    input()
+"""
+
+
+def test_what_was_learnt_of_a_file_is_not_believed_after_invalidate(root: Place) -> None:
+    """Without a lane the kernel takes setuid away, by the mode that it has last been told."""
+    root.sh("printf lower > base/F; chmod 666 base/F")
+    mounted(root, "lane")
+    nobody = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups")
+    words = [*nobody, *root.python, "-c", _WRITES_TWICE]
+    with root.start(*words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
+        assert writer.stdin is not None
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "written\n"
+        (root.path / "rw/F").chmod(0o4777)  # behind the mount's back
+        ask(root, "invalidate", path="/F")
+        print(file=writer.stdin, flush=True)
+        assert writer.stdout.readline() == "written\n"
+        print(file=writer.stdin, flush=True)
+    assert root.sh("stat -c %04a mnt/F") == "0777\n"
+
+
 def test_the_capability_is_asked_for_once_not_before_each_write(user: Place) -> None:
     count_requests(user)
     user.mount(rw="rw", options=["lane"])

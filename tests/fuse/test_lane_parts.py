@@ -136,8 +136,9 @@ def test_only_what_the_kernel_offers_is_agreed_on(kernel: Kernel) -> None:
 @pytest.mark.logs_warnings
 def test_passthrough_is_agreed_on_where_it_is_offered(engine: Engine) -> None:
     offered = InitFlag.PASSTHROUGH | InitFlag.INIT_EXT
+    cutting = InitFlag.ATOMIC_O_TRUNC  # or OPEN would not say so
     for options, flags, agreed, reason in (
-        ("ro,passthrough", offered, (offered, 1), False),
+        ("ro,passthrough", offered, (offered | cutting, 1), False),
         ("ro", offered, (0, 0), False),
         ("ro,passthrough", InitFlag.INIT_EXT, (0, 0), True),
         ("ro,passthrough", InitFlag.PASSTHROUGH, (0, 0), True),  # no such flag without the other
@@ -154,7 +155,7 @@ def test_a_file_found_again_keeps_its_backing_file_when_it_is_forgotten_late(
     """FORGETs have a queue of their own; with another backing file the kernel would say EIO."""
     given = iter(range(1, 100))
     monkeypatch.setattr(fcntl, "ioctl", lambda *_: next(given))
-    (tmp_path / "layer/big").write_bytes(bytes(1 << 17))
+    (tmp_path / "layer/big").write_bytes(bytes(1 << 20))
     kernel = Kernel(engine, "ro,passthrough")
     kernel.greet_fully(InitFlag.PASSTHROUGH | InitFlag.INIT_EXT)
     for _ in range(2):

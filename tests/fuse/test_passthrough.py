@@ -27,7 +27,7 @@ from unionfs.union import Engine
 
 _BIG = 3 << 20
 #: Less than this is read by requests.
-_LEAST = 1 << 17
+_LEAST = 1 << 20
 _RETIRED = 946684800
 
 #: For the daemon: the files that the kernel was given and has not given back, in `given`.
@@ -50,7 +50,7 @@ import fcntl
 def refuse(fd, number, *rest, ioctl=fcntl.ioctl):
     if number == 0x4010E501 and not refused:
         refused.append(1)
-        raise OSError(40, "Too many levels of symbolic links")
+        raise OSError(23, "Too many open files in system")
     return ioctl(fd, number, *rest)
 refused = []
 fcntl.ioctl = refuse
@@ -222,7 +222,7 @@ with open("mnt/big", "rb") as first, open("mnt/big", "rb") as second:
     Path("/proc/sys/vm/drop_caches").write_text("3")
     place.sh("cmp mnt/big base/big")
     assert counts(place)["read"] == seen
-    assert log.read_text().count("a layer lies on a filesystem that is itself stacked") == 1
+    assert log.read_text().count("Too many open files in system") == 1
 
 
 def test_layers_on_an_overlayfs_are_read_by_requests(place: Place) -> None:
@@ -265,6 +265,9 @@ def test_nobody_writes_to_a_layer_through_a_mount_that_was_made_writable(place: 
     for write in ("dd of=mnt/big conv=notrunc", "tee -a mnt/big", "tee mnt/big", "tee mnt/less"):
         assert "Read-only file system" in place.fails(f"echo corrupted | {write}")
     assert "Read-only file system" in place.fails("truncate -s 5 mnt/big")
+    for name in ("big", "less"):
+        with pytest.raises(OSError, match="Read-only file system"):
+            os.open(place.path / "mnt" / name, os.O_RDONLY | os.O_TRUNC)
     place.sh("cmp mnt/big base/big")
     assert (place.path / "base/big").read_bytes() == before
 
@@ -292,9 +295,12 @@ def test_mounts_below_a_layer_are_what_they_are_without(place: Place) -> None:
 
 def test_a_filesystem_without_direct_io_is_read_by_requests(place: Place) -> None:
     place.sh("mkdir ram; mount -t ramfs none ram; cp base/big ram")
-    log = Path(place.mount("ram", rw=None, options=["passthrough"])["log"])
+    log = Path(place.mount("ram", "top", rw=None, options=["passthrough"])["log"])
+    place.sh("cmp mnt/other top/other; dd if=mnt/other of=got iflag=direct bs=64k")
+    assert "read" not in counts(place), "the other layer's filesystem has it"
     place.sh("cmp mnt/big base/big; dd if=mnt/big of=got iflag=direct bs=64k; cmp got base/big")
     assert counts(place)["read"] > 0
+    place.sh("cmp mnt/same top/other")
     assert "has no O_DIRECT" in log.read_text()
     place.umount()
     place.sh("umount ram")
@@ -381,6 +387,36 @@ class Kernel:
         return 0
 
 
+def opening(passing: Passthrough, inode: int) -> tuple[int, ...]:
+    """Return the fields of the answer to OPEN."""
+    answer = passing.open(inode, os.O_RDONLY | os.O_NONBLOCK)
+    assert answer is not None
+    return protocol.OPEN_OUT.unpack(answer)
+
+
+@pytest.mark.parametrize(("refusal", "tries"), [(errno.ELOOP, 1), (errno.EMFILE, 3)])
+@pytest.mark.logs_warnings
+def test_what_cannot_work_is_tried_once_for_a_filesystem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: int, tries: int
+) -> None:
+    kernel, tried = Kernel(), []
+
+    def ioctl(fd: int, number: int, data: bytes | bytearray) -> int:
+        tried.append(number)
+        return kernel.ioctl(fd, number, data)
+
+    kernel.refusal = refusal
+    monkeypatch.setattr(fcntl, "ioctl", ioctl)
+    for number in range(3):
+        (tmp_path / f"big{number}").write_bytes(bytes(_LEAST))
+    with Engine.start([bytes(tmp_path)], None) as engine:
+        passing = Passthrough(-1, engine)
+        passing.agree()
+        for name in engine.names(1):
+            assert opening(passing, engine.lookup(1, name).ino)[2] == 0
+    assert len(tried) == tries
+
+
 def test_a_backing_file_lives_from_the_first_open_to_the_last_release(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -391,11 +427,12 @@ def test_a_backing_file_lives_from_the_first_open_to_the_last_release(
     with Engine.start([bytes(tmp_path)], None) as engine:
         big, small = engine.lookup(1, b"big").ino, engine.lookup(1, b"small").ino
         passing = Passthrough(-1, engine)
-        _, flags, first = protocol.OPEN_OUT.unpack(passing.open(big, os.O_RDONLY))
+        passing.agree()
+        _, flags, first = opening(passing, big)
         assert flags == protocol.FOPEN_PASSTHROUGH | protocol.FOPEN_NOFLUSH
-        assert protocol.OPEN_OUT.unpack(passing.open(big, os.O_NONBLOCK)) == (0, flags, first)
+        assert opening(passing, big) == (0, flags, first)
         assert kernel.backing == {first}
-        for writing in (os.O_WRONLY, os.O_RDWR):
+        for writing in (os.O_WRONLY, os.O_RDWR, os.O_TRUNC):
             with pytest.raises(OSError, match="Read-only"):
                 passing.open(big, writing)
         passing.release(big)
@@ -403,7 +440,7 @@ def test_a_backing_file_lives_from_the_first_open_to_the_last_release(
         passing.release(big)
         assert (kernel.backing, len(passing)) == (set(), 0)
 
-        _, flags, backing = protocol.OPEN_OUT.unpack(passing.open(small, os.O_RDONLY))
+        _, flags, backing = opening(passing, small)
         assert (flags, backing, len(passing)) == (protocol.FOPEN_KEEP_CACHE, 0, 1)
         passing.release(small)
         assert len(passing) == 0
@@ -423,9 +460,11 @@ def test_without_the_right_it_is_not_tried_again(
     (tmp_path / "big").write_bytes(bytes(_LEAST))
     with Engine.start([bytes(tmp_path)], None) as engine:
         passing = Passthrough(-1, engine)
-        passing.on = True
-        answer = passing.open(engine.lookup(1, b"big").ino, os.O_RDONLY)
-        _, flags, backing = protocol.OPEN_OUT.unpack(answer)
-        assert (flags, backing, passing.on) == (protocol.FOPEN_KEEP_CACHE, 0, False)
+        passing.agree()
+        big = engine.lookup(1, b"big").ino
+        assert opening(passing, big) == (0, protocol.FOPEN_KEEP_CACHE, 0)
+        assert passing.open(big, os.O_RDONLY) is None
+        with pytest.raises(OSError, match="Read-only"):
+            passing.open(big, os.O_TRUNC)
     assert "Operation not permitted" in caplog.text
     caplog.clear()

@@ -12,6 +12,7 @@ import os
 import shutil
 import struct
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -59,7 +60,12 @@ class _Disk:
             pytest.skip(f"this kernel cannot mount it on a loop device: {done.stderr.strip()}")
 
     def umount(self) -> None:
+        """Unmount, and wait until no other mount namespace has it: it would be mounted again."""
         subprocess.run(["umount", self.path], check=True)
+        deadline = time.monotonic() + 60
+        while subprocess.check_output(["losetup", "--associated", self._image]):
+            assert time.monotonic() < deadline, "another mount namespace keeps it mounted"
+            time.sleep(0.05)
 
     def commit_names(self) -> None:
         """Have what changed so far logged, as anybody's fsync(2) does; data may be left out."""

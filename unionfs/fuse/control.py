@@ -66,6 +66,7 @@ class Control:
     def __init__(self, serving: Serving, record: Callable[[], MountRecord | None]) -> None:
         self._engine = serving.engine
         self._meter = serving.meter
+        self._policy = serving.policy
         self._record = record
         self._link: socket.socket | None = None
         self._notifier: Notifier | None = None
@@ -204,6 +205,8 @@ class Control:
 
     async def _invalidate(self, request: Request) -> Any:
         entries, inodes = self._engine.known(b"" if request.path is None else _path(request))
+        for inode in inodes:
+            self._policy.forget(inode)
         await self._tell(entries, inodes)
         return {"names": len(entries), "inodes": len(inodes)}
 

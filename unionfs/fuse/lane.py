@@ -352,8 +352,8 @@ class Lane:
             more, _ = _MORE.unpack_from(message, _MORE_AT)
             more |= InitFlag.PASSTHROUGH >> 32
             _MORE.pack_into(message, _MORE_AT, more, STACK_DEPTH)
-            flags |= InitFlag.INIT_EXT
-            self._passthrough.on = True
+            flags |= InitFlag.INIT_EXT | InitFlag.ATOMIC_O_TRUNC
+            self._passthrough.agree()
         _AGREED.pack_into(message, _AGREED_AT, READ_AHEAD, flags)
 
 

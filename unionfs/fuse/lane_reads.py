@@ -174,10 +174,12 @@ class Reads:
 
     def open(self, request: Request) -> Outcome:
         """Decline, or agree where the kernel cannot do without or reads files itself."""
-        if self._passthrough.on:
+        if self._passthrough.agreed:
             flags, _ = PAIR.unpack_from(request.body)
             with self._lock:
-                return self._passthrough.open(request.nodeid, flags)
+                answer = self._passthrough.open(request.nodeid, flags)
+            if answer is not None:
+                return answer
         if self.offered & InitFlag.NO_OPEN_SUPPORT:
             return self.declined(request)
         return protocol.OPEN_OUT.pack(0, protocol.FOPEN_KEEP_CACHE, 0)

@@ -9,9 +9,9 @@ kernel opens a file for writing only on the same backing file as its readers
 
 Invariant: all that have a file open at one time have it through the same backing file, or all
 of them without one, since the kernel refuses (EIO) to mix. Nobody changes a layer through it: the
-kernel opens the backing file as its opener does, so that one who means to write is refused here
-(a mount can be made writable behind our back), and the backing file lies in a read-only mount of
-its own, in which reading leaves access times alone.
+kernel opens the backing file as its opener does, so that one who means to write or to cut it is
+refused here (a mount can be made writable behind our back), and the backing file lies in a
+read-only mount of its own, in which reading leaves access times alone.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ _log = logging.getLogger(__name__)
 #: How deep filesystems may be stacked with this one. With 1 layers must not lie on an overlayfs,
 #: and one overlayfs may lie on the mount; 2 (all there is) would turn that round.
 STACK_DEPTH: Final = 1
-#: Bytes; smaller files are read whole by one request, or by none.
-_SMALLEST: Final = 1 << 17
+#: Bytes; to read less by requests costs no more than giving a file to the kernel does.
+_SMALLEST: Final = 1 << 20
 #: _IOW(229, 1, struct fuse_backing_map) and _IOW(229, 2, uint32_t) of uapi/linux/fuse.h.
 _BACKING_OPEN: Final = 0x4010E501
 _BACKING_CLOSE: Final = 0x4004E502
@@ -53,6 +53,8 @@ _BACKING_MAP: Final = struct.Struct("=iIQ")
 _BACKING_ID: Final = struct.Struct("=I")
 _LOOK: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _OVERLAYFS: Final = 0x794C7630
+#: What open(2) says of O_DIRECT where there is none, and open_tree(2) of mounts not to be copied.
+_NO_DIRECT: Final = (errno.EINVAL, errno.EOPNOTSUPP)
 _STACKED: Final = "a layer lies on a filesystem that is itself stacked on others"
 
 
@@ -83,25 +85,36 @@ class _Opened:
 class Passthrough:
     """Backing files for what is opened on the device `fd`. All methods need the engine's lock.
 
-    `on` is false until the kernel has agreed; it becomes false again when it gives no such right.
+    `agreed` says whether the kernel has, so that OPEN also says who cuts a file; `on` becomes false
+    again when it gives no such right.
     """
 
     def __init__(self, fd: int, engine: Engine) -> None:
         self._fd = fd
         self._engine = engine
         self._files: dict[int, _Opened] = {}
-        #: Filesystems by device number: whether O_DIRECT works there.
-        self._direct: dict[int, bool] = {}
+        #: Device numbers of filesystems that cannot be used, and of those where O_DIRECT works.
+        self._useless: set[int] = set()
+        self._direct: set[int] = set()
         self._told: set[str] = set()
-        self.on = False
+        self.on = self.agreed = False
 
     def __len__(self) -> int:
         return len(self._files)
 
-    def open(self, inode: int, flags: int) -> bytes:
-        """Return the answer to OPEN of a regular file; EROFS for one who means to write."""
-        if flags & os.O_ACCMODE != os.O_RDONLY:
+    def agree(self) -> None:
+        """Begin: the kernel is about to be told."""
+        self.on = self.agreed = True
+
+    def open(self, inode: int, flags: int) -> bytes | None:
+        """Return the answer to OPEN of a regular file; None when it is not to be asked any more.
+
+        EROFS for one who means to write to it, or to cut it.
+        """
+        if flags & (os.O_ACCMODE | os.O_TRUNC) != os.O_RDONLY:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        if not self.on:
+            return None
         found = self._files.get(inode)
         if found is None:
             small = self._engine.getattr(inode).size < _SMALLEST
@@ -132,39 +145,46 @@ class Passthrough:
         fd = self._engine.open_once(inode)
         if fd < 0:
             return 0
+        device = os.fstat(fd).st_dev
         try:
+            if device in self._useless:
+                return 0
             own = _sys.open_unchangeable(fd)
         except OSError as exc:
-            self._tell(f"the mount of a layer cannot be copied: {exc.strerror}")
+            self._refused(device, exc, f"the mount of a layer cannot be copied: {exc.strerror}")
             return 0
         finally:
             os.close(fd)
         try:
-            if not self._takes_direct(own):
-                self._tell("a layer's filesystem has no O_DIRECT, which whoever opens may want")
+            if not self._takes_direct(own, device):
                 return 0
             # Only what can be written to gets the result of ioctl(2) instead of its own bytes back.
             wanted = bytearray(_BACKING_MAP.pack(own, 0, 0))
             return int(fcntl.ioctl(self._fd, _BACKING_OPEN, wanted))
         except OSError as exc:
             self.on = exc.errno != errno.EPERM
-            self._tell(_STACKED if exc.errno == errno.ELOOP else exc.strerror or str(exc))
+            reason = _STACKED if exc.errno == errno.ELOOP else exc.strerror or str(exc)
+            self._refused(device, exc, reason)
             return 0
         finally:
             os.close(own)
 
-    def _takes_direct(self, fd: int) -> bool:
+    def _takes_direct(self, fd: int, device: int) -> bool:
         """Tell whether a file can be opened with O_DIRECT; the kernel's EIO would say nothing."""
-        device = os.fstat(fd).st_dev
         if device not in self._direct:
             try:
                 os.close(os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC))
-                self._direct[device] = True
-            except OSError:
-                self._direct[device] = False
-        return self._direct[device]
+            except OSError as exc:
+                reason = "a layer's filesystem has no O_DIRECT, which whoever opens may want"
+                self._refused(device, exc, reason)
+                return False
+            self._direct.add(device)
+        return True
 
-    def _tell(self, reason: str) -> None:
+    def _refused(self, device: int, exc: OSError, reason: str) -> None:
+        """Note what went wrong; what will go wrong again is not tried again."""
+        if exc.errno in (*_NO_DIRECT, errno.ELOOP):
+            self._useless.add(device)
         if reason not in self._told:
             self._told.add(reason)
             _log.warning("files are read through the server: %s", reason)

@@ -72,6 +72,8 @@ class Serving:
         #: Counts of both sides.
         self.meter = Meter()
         self._operations.recorder = self.meter.trio
+        #: What both sides know of files; single calls need no lock.
+        self.policy = self._operations.policy
         #: The lane that answers, if there is one.
         self.lane: Lane | None = None
 
@@ -116,7 +118,7 @@ class Serving:
                 self._engine,
                 self._lock,
                 self._options,
-                self._operations.policy,
+                self.policy,
                 self.meter,
                 place,
             )

@@ -17,7 +17,7 @@ Invariant: what is not known to keep that order gets fdatasync(2).
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import os
 from collections.abc import Callable
 from typing import Final
@@ -40,9 +40,12 @@ def settler(fd: int) -> Callable[[int], None]:
 
 
 def begin(fd: int, offset: int, size: int) -> None:
-    """Have a range begin to be written; whoever settles the file hears of errors."""
-    with contextlib.suppress(OSError):
+    """Have a range begin to be written where that can be asked for; OSError if that fails."""
+    try:
         _sys.begin_write_out(fd, offset, size)
+    except OSError as exc:
+        if exc.errno not in (errno.EINVAL, errno.ENOSYS, errno.ESPIPE):
+            raise
 
 
 def _has_journal(fd: int) -> bool:
