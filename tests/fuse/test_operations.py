@@ -75,6 +75,18 @@ ROWS = {
 }  # fmt: skip
 
 
+def test_what_is_new_belongs_to_its_maker_at_once(place: Place) -> None:
+    """The answer that makes it says so, and the branch when it is mounted again."""
+    place.mount(rw="rw")
+    made = "mnt/file mnt/directory mnt/link mnt/fifo"
+    place.sh("touch mnt/file; mkdir mnt/directory; ln -s file mnt/link; mkfifo mnt/fifo")
+    own = place.sh("echo $(id -u):$(id -g)") * 4
+    assert place.sh(f"stat -c %u:%g {made}") == own
+    place.umount()
+    place.mount(rw="rw")
+    assert place.sh(f"stat -c %u:%g {made}") == own
+
+
 @pytest.mark.parametrize("row", ROWS)
 def test_row(place: Place, row: str) -> None:
     script, expected = ROWS[row]

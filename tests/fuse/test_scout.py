@@ -97,7 +97,7 @@ for number in range(1, {_NAMES} + 1):
     assert os.stat(f"mnt/t/{{number}}").st_size == os.stat(f"base/t/{{number}}").st_size
 """)
     many.umount()
-    assert _looked(many) < 30, f"without it {_NAMES}"
+    assert _looked(many) < _NAMES / 3, f"without it {_NAMES}; a machine under load needs some"
 
 
 @pytest.mark.parametrize("option", ["noahead", "entry_timeout=0"])
