@@ -297,25 +297,31 @@ def test_o26_killed_in_the_middle_of_changes(place: Place) -> None:
 
 
 def test_nothing_is_asked_twice_that_cannot_have_changed(user: Place) -> None:
-    """Once known, names (absent ones too), attributes and contents come from the kernel."""
+    """Once known, names (absent ones too), attributes and contents come from the kernel.
+
+    Other tests have it forget all that it knows (drop_caches), hence several tries.
+    """
     pid = user.mount(rw="rw")["pid"]
     work = (
         "cd mnt; for i in 1 2 3; do cat f d/a > /dev/null; ls -l d > /dev/null; "
         "stat f d/b > /dev/null; test ! -e nothing; test ! -e d/none; done"
     )
-    user.sh(work)
 
     def switches() -> int:
         with open(f"/proc/{pid}/io", encoding="ascii") as file:
             counts = dict(line.split(": ") for line in file.read().splitlines())
         return int(counts["syscr"])
 
-    before = -1
-    while before != switches():  # what is done in advance goes on for a moment
-        before = switches()
-        time.sleep(0.3)
-    user.sh("stat mnt/f mnt/d/b; test ! -e mnt/nothing; test ! -e mnt/d/none")
-    assert switches() == before
+    def asked() -> int:
+        user.sh(work)
+        before = -1
+        while before != switches():  # what is done in advance goes on for a moment
+            before = switches()
+            time.sleep(0.3)
+        user.sh("stat mnt/f mnt/d/b; test ! -e mnt/nothing; test ! -e mnt/d/none")
+        return switches() - before
+
+    assert min(asked() for _ in range(5)) == 0
 
 
 def test_coherent_shows_what_others_do_to_the_branches(user: Place) -> None:
