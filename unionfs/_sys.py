@@ -315,11 +315,7 @@ def open_in_root(root_fd: int, path: bytes, flags: int) -> int:
 
 def make_read_only(target: bytes) -> None:
     """Make a mount and all mounts below it read-only (man 2 mount_setattr, Linux 5.12)."""
-    attributes = _MountAttr(attr_set=_MOUNT_ATTR_RDONLY)
-    size = ctypes.c_size_t(ctypes.sizeof(attributes))
-    number, here = ctypes.c_long(_SYS_MOUNT_SETATTR), ctypes.c_int(_AT_FDCWD)
-    flags = ctypes.c_uint(_AT_RECURSIVE)
-    _check(_libc.syscall(number, here, target, flags, ctypes.byref(attributes), size), target)
+    _mount_setattr(_AT_FDCWD, target, _AT_RECURSIVE, _MountAttr(attr_set=_MOUNT_ATTR_RDONLY))
 
 
 def open_unchangeable(file: int) -> int:
@@ -334,12 +330,16 @@ def open_unchangeable(file: int) -> int:
         wanted = _MountAttr(
             _MOUNT_ATTR_NOATIME | _MOUNT_ATTR_RDONLY, _MOUNT_ATTR_ANY_ATIME, MS_PRIVATE, 0
         )
-        size = ctypes.sizeof(wanted)
-        address = ctypes.addressof(wanted)
-        _syscall(_SYS_MOUNT_SETATTR, copy, b"", _AT_EMPTY_PATH, address, size)
+        _mount_setattr(copy, b"", _AT_EMPTY_PATH, wanted)
         return os.open(f"/proc/self/fd/{copy}", os.O_RDONLY | os.O_CLOEXEC)
     finally:
         os.close(copy)
+
+
+def _mount_setattr(dirfd: int, path: bytes, flags: int, wanted: _MountAttr) -> None:
+    number, size = ctypes.c_long(_SYS_MOUNT_SETATTR), ctypes.c_size_t(ctypes.sizeof(wanted))
+    where, how = ctypes.c_int(dirfd), ctypes.c_uint(flags)
+    _check(_libc.syscall(number, where, path, how, ctypes.byref(wanted), size), path)
 
 
 def _syscall(number: int, *arguments: int | bytes | None) -> int:

@@ -15,16 +15,13 @@ from typing import Any, Final
 from unionfs.errors import UnionfsError
 from unionfs.fuse.device import mount_device, unmount
 from unionfs.fuse.options import MountOptions
+from unionfs.fuse.protocol import IN_HEADER, Op, offered
 
 __all__ = ["FEATURES", "parse_init", "read_init"]
 
-_HEADER: Final = struct.Struct("=IIQQIIII")
 _INIT: Final = struct.Struct("=IIII")
-_MORE_FLAGS: Final = struct.Struct("=I")
-_FUSE_INIT: Final = 26
 _BUFFER: Final = 1 << 16
 _MILLISECONDS: Final = 5000
-_INIT_EXT: Final = 1 << 30
 
 #: Names of FUSE_INIT flags that matter to a union (include/uapi/linux/fuse.h).
 FEATURES: Final = {
@@ -59,14 +56,12 @@ def parse_init(request: bytes) -> dict[str, Any]:
 
     Raises ValueError for anything else.
     """
-    if len(request) < _HEADER.size + _INIT.size:
+    if len(request) < IN_HEADER.size + _INIT.size:
         raise ValueError("too short for FUSE_INIT")
-    if _HEADER.unpack_from(request)[1] != _FUSE_INIT:
+    if IN_HEADER.unpack_from(request)[1] != Op.INIT:
         raise ValueError("not FUSE_INIT")
-    major, minor, read_ahead, flags = _INIT.unpack_from(request, _HEADER.size)
-    end = _HEADER.size + _INIT.size
-    if flags & _INIT_EXT and len(request) >= end + _MORE_FLAGS.size:
-        flags |= _MORE_FLAGS.unpack_from(request, end)[0] << 32
+    major, minor, read_ahead, _ = _INIT.unpack_from(request, IN_HEADER.size)
+    flags = offered(request)
     return {
         "version": f"{major}.{minor}",
         "max_readahead": read_ahead,

@@ -199,13 +199,12 @@ class Guess:
 
     def _odd(self, order: _Order, file: int, index: int) -> None:
         """Note that a file was asked for where none was expected."""
-        if order.is_scattered():
-            self._buy(order, _FIRST)
-            return
-        order.odd += 1
+        if not order.is_scattered():
+            order.odd += 1
+            if order.is_scattered():  # from now on
+                order.begun = order.front = 0
         first = not order.last
         if order.is_scattered():
-            order.begun = order.front = 0
             self._buy(order, _FIRST)
         elif order.turn(file, self._by_name, first=self._named > 0):
             order.run = _RUN - 1

@@ -67,11 +67,7 @@ _PATIENCE: Final = 4
 #: With V2 the kernel asks for the capability before the first write(2) to a file, not before each.
 _WANTED: Final = InitFlag.PARALLEL_DIROPS | InitFlag.CACHE_SYMLINKS | InitFlag.HANDLE_KILLPRIV_V2
 _UNWANTED: Final = InitFlag.ATOMIC_O_TRUNC | InitFlag.SETXATTR_EXT
-#: Where INIT has its flags in the request, the upper half behind the lower.
-_FLAGS_ASKED: Final = protocol.IN_HEADER.size + 12
-_FLAGS: Final = struct.Struct("=I")
-_ALL_FLAGS: Final = struct.Struct("=Q")
-#: In the reply: most read-ahead and flags, and further on the upper half and most stacking.
+#: In the reply to INIT: most read-ahead and flags, and further on the upper half and most stacking.
 _AGREED_AT: Final = protocol.OUT_HEADER.size + 8
 _AGREED: Final = struct.Struct("=II")
 _MORE_AT: Final = protocol.OUT_HEADER.size + 32
@@ -293,7 +289,7 @@ class Lane:
         """Give a request to pyfuse3."""
         if request.opcode == Op.INIT:
             self._init_unique = request.unique
-            self._reads.offered = offered = _offered(message)
+            self._reads.offered = offered = protocol.offered(message)
             if self._passes_through and not offered & InitFlag.PASSTHROUGH:
                 self._passes_through = False
                 self.no_passthrough = (
@@ -355,11 +351,3 @@ class Lane:
             flags |= InitFlag.INIT_EXT | InitFlag.ATOMIC_O_TRUNC
             self._passthrough.agree()
         _AGREED.pack_into(message, _AGREED_AT, READ_AHEAD, flags)
-
-
-def _offered(message: memoryview) -> InitFlag:
-    """Return what the kernel offers in an INIT request."""
-    flags = InitFlag(_FLAGS.unpack_from(message, _FLAGS_ASKED)[0])
-    if flags & InitFlag.INIT_EXT and len(message) >= _FLAGS_ASKED + _ALL_FLAGS.size:
-        flags = InitFlag(_ALL_FLAGS.unpack_from(message, _FLAGS_ASKED)[0])
-    return flags

@@ -210,10 +210,10 @@ class Changes:
         with self._lock:
             handle, attr, new = self._engine.create(request.nodeid, name, mode, flags, caller)
             self._files.adopt(attr.ino, handle)
+            policy, kills = self._context.policy, opening & protocol.OPEN_KILL_SUIDGID
             if new:
-                self._context.policy.made(attr)
-            elif opening & protocol.OPEN_KILL_SUIDGID:
-                self._context.policy.drop_setuid(self._engine, attr.ino)
+                policy.made(attr)
+            elif kills and policy.drop_setuid(self._engine, attr.ino):
                 attr = self._engine.getattr(attr.ino)
         opened = protocol.OPEN_OUT.pack(0, protocol.FOPEN_KEEP_CACHE, 0)
         return self._context.entry(attr) + opened

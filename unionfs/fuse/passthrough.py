@@ -53,8 +53,8 @@ _BACKING_MAP: Final = struct.Struct("=iIQ")
 _BACKING_ID: Final = struct.Struct("=I")
 _LOOK: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _OVERLAYFS: Final = 0x794C7630
-#: What open(2) says of O_DIRECT where there is none, and open_tree(2) of mounts not to be copied.
-_NO_DIRECT: Final = (errno.EINVAL, errno.EOPNOTSUPP)
+#: What is so each time: no O_DIRECT (open(2)), mounts not to be copied (open_tree(2)), stacking.
+_FOR_GOOD: Final = (errno.EINVAL, errno.EOPNOTSUPP, errno.ELOOP)
 _STACKED: Final = "a layer lies on a filesystem that is itself stacked on others"
 
 
@@ -183,7 +183,7 @@ class Passthrough:
 
     def _refused(self, device: int, exc: OSError, reason: str) -> None:
         """Note what went wrong; what will go wrong again is not tried again."""
-        if exc.errno in (*_NO_DIRECT, errno.ELOOP):
+        if exc.errno in _FOR_GOOD:
             self._useless.add(device)
         if reason not in self._told:
             self._told.add(reason)

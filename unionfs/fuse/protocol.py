@@ -37,6 +37,7 @@ __all__ = [
     "WRITE_IN",
     "InitFlag",
     "Op",
+    "offered",
     "pack_attr",
     "pack_dirent",
     "pack_entry",
@@ -125,6 +126,10 @@ NOTIFY_STORE: Final = 4
 
 #: len, opcode, unique, nodeid, uid, gid, pid, padding
 IN_HEADER: Final = struct.Struct("=IIQQIIII")
+#: Where INIT has its flags in the request, the upper half behind the lower.
+_FLAGS_ASKED: Final = IN_HEADER.size + 12
+_FLAGS: Final = struct.Struct("=I")
+_ALL_FLAGS: Final = struct.Struct("=Q")
 #: len, error, unique
 OUT_HEADER: Final = struct.Struct("=IiQ")
 #: fh, offset, size, flags, lock owner, open flags, padding; the same for READ and READDIR
@@ -151,6 +156,14 @@ _PADDING: Final = [b"\0" * length for length in range(_ALIGN)]
 _BILLION: Final = 1_000_000_000
 _BLOCK: Final = 4096
 _DEV_MASK: Final = 0xFFFFFFFF
+
+
+def offered(message: bytes | memoryview) -> InitFlag:
+    """Return what the kernel offers in an INIT request, features without a name here included."""
+    flags = InitFlag(_FLAGS.unpack_from(message, _FLAGS_ASKED)[0])
+    if flags & InitFlag.INIT_EXT and len(message) >= _FLAGS_ASKED + _ALL_FLAGS.size:
+        flags = InitFlag(_ALL_FLAGS.unpack_from(message, _FLAGS_ASKED)[0])
+    return flags
 
 
 def timeout(seconds: float) -> tuple[int, int]:

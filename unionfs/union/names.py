@@ -189,7 +189,7 @@ class Names:
             mode = status.mode
         if (status.mode, status.uid, status.gid) != (mode, uid, gid):
             self._writer.set_attributes(fd, name, mode, uid, gid)
-            status = self._writer.branch.status(fd, name)
+            status = branch.status(fd, name)
         node = self._enter(parent, name, status)
         # Keeping a number that does not follow from the file changes its ctime.
         return node, None if self._tree.inodes.is_synthetic(node.ino) else status
